@@ -1,0 +1,43 @@
+# nix-darwin: `services.harmonia`, a daemon of launchd.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.harmonia;
+  common = import ./options.nix {
+    inherit lib pkgs config;
+    defaultBind = "0.0.0.0:5000";
+  };
+  keys = common.signKeyPaths;
+  settings = common.settings { sign_key_paths = keys; };
+  # launchd's usual 256 open files are fewer than the connections of one worker.
+  files.NumberOfFiles = 65536;
+in
+{
+  options.services.harmonia = common.options;
+
+  config = lib.mkIf cfg.enable {
+    assertions = common.assertions keys;
+
+    launchd.daemons.harmonia.serviceConfig = {
+      Label = "org.nixos.harmonia";
+      ProgramArguments = [
+        (lib.getExe cfg.package)
+        "serve"
+        "--config"
+        "${common.settingsFile settings}"
+      ];
+      RunAtLoad = true;
+      KeepAlive = true;
+      # What it does is asked for by others who wait: no throttling of processor or disk.
+      ProcessType = "Interactive";
+      StandardOutPath = "/var/log/harmonia.log";
+      StandardErrorPath = "/var/log/harmonia.error.log";
+      SoftResourceLimits = files;
+      HardResourceLimits = files;
+    };
+  };
+}

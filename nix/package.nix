@@ -1,0 +1,39 @@
+{
+  lib,
+  rustPlatform,
+}:
+rustPlatform.buildRustPackage {
+  pname = "harmonia";
+  inherit ((lib.importTOML ../Cargo.toml).package) version;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../Cargo.lock
+      ../Cargo.toml
+      ../benches
+      ../loadtest
+      ../src
+    ];
+  };
+  cargoLock.lockFile = ../Cargo.lock;
+  cargoBuildFlags = [ "--package=harmonia" ];
+
+  # scripts/test runs the tests: they need a Nix store to write to, and the network's registries.
+  doCheck = false;
+
+  # Units that start an earlier Harmonia start it by this name.
+  postInstall = ''
+    ln -s harmonia "$out/bin/harmonia-cache"
+  '';
+
+  meta = {
+    description = "Nix binary cache server: serves a live Nix store over HTTP, signed";
+    license = with lib.licenses; [
+      mit
+      asl20
+    ];
+    mainProgram = "harmonia";
+    platforms = lib.platforms.linux ++ lib.platforms.darwin;
+  };
+}

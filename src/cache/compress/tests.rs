@@ -1,0 +1,370 @@
+//! Compressing real trees, as workers ask for it. The programs `zstd` and `xz` are the witnesses.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::cache::actor::{Actor, Answer, Request, When};
+use crate::cache::encode::Format;
+use crate::cache::folder::Sizes;
+use crate::cache::{Stream, Tree};
+use crate::mailbox::{Outlet, Ticket};
+use crate::nar::{CASE_HACK, NarError, Plan, Reader};
+
+const ZSTD: fn() -> Encoding = || Encoding::new(Format::Zstd, 3);
+
+/// So large that nothing is evicted.
+const LARGE: Sizes = Sizes { whole: 1 << 30, volume: 64 << 20 };
+
+/// A compressor, its actor, and the answers.
+struct Bench {
+    actor: Actor,
+    answers: mpsc::Receiver<(Ticket, Answer)>,
+    compressor: Compressor,
+    metrics: Arc<CompressMetrics>,
+    threads: Vec<JoinHandle<()>>,
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new(threads: usize, sizes: Sizes) -> Self {
+        Self::within(tempfile::tempdir().expect("a folder"), threads, sizes)
+    }
+
+    fn within(folder: TempDir, threads: usize, sizes: Sizes) -> Self {
+        let cache = Arc::new(Cache::open_with(&folder.path().join("cache"), sizes).expect("it opens"));
+        let metrics = Arc::<CompressMetrics>::default();
+        let compressor = Compressor::new(Some(cache), Arc::clone(&metrics));
+        let threads = compressor.spawn(threads).expect("threads");
+        let (sender, answers) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let outlet = Outlet::new(move |ticket, answer| {
+            let _ = sender.lock().expect("no test panics while it holds this").send((ticket, answer));
+        });
+        Self { actor: Actor::new(compressor.clone(), outlet), answers, compressor, metrics, threads, folder }
+    }
+
+    /// Ends it; its folder stays.
+    fn end(self) -> TempDir {
+        self.compressor.end();
+        for thread in self.threads {
+            thread.join().expect("it ends by itself");
+        }
+        self.folder
+    }
+
+    fn ask(&self, request: Request) -> Answer {
+        self.actor.handle(request);
+        self.answers.recv_timeout(Duration::from_secs(120)).expect("an answer").1
+    }
+
+    fn open(&self, tree: &Made, encoding: Encoding, when: When) -> Result<Stream, CompressError> {
+        match self.ask(Request::Open { ticket: TICKET, wanted: tree.wanted(encoding), when }) {
+            Answer::Opened(stream) => stream,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All that is left of a stream.
+    fn read(&self, mut stream: Stream) -> Result<Vec<u8>, Box<(Vec<u8>, CompressError)>> {
+        let mut bytes = Vec::new();
+        loop {
+            let answer = self.ask(Request::Fetch { ticket: TICKET, stream });
+            let Answer::Fetched { stream: moved, segments } = answer else { panic!("{answer:?}") };
+            stream = moved;
+            match segments {
+                Ok(segments) if segments.is_empty() => return Ok(bytes),
+                Ok(segments) => segments.iter().for_each(|segment| bytes.extend(bytes_of(segment))),
+                Err(error) => return Err(Box::new((bytes, error))),
+            }
+        }
+    }
+
+    /// Compresses a tree for a client that comes first.
+    fn compress(&self, tree: &Made, encoding: Encoding) -> Vec<u8> {
+        self.read(self.open(tree, encoding, When::Begun).expect("begun")).expect("compressed")
+    }
+
+    fn cache(&self) -> &Cache {
+        self.compressor.cache().expect("it has one")
+    }
+
+    /// How many bytes of NARs were compressed so far.
+    fn compressed(&self) -> u64 {
+        self.metrics.plain_bytes()
+    }
+}
+
+const TICKET: Ticket = Ticket { worker: 0, slot: 0, serial: 0 };
+
+fn bytes_of(segment: &Segment) -> Vec<u8> {
+    match segment {
+        Segment::Bytes(bytes) => bytes.to_vec(),
+        Segment::File { file, offset, len } => {
+            let mut bytes = vec![0; *len as usize];
+            file.read_exact_at(&mut bytes, *offset).expect("it stays readable");
+            bytes
+        }
+    }
+}
+
+/// A tree to be compressed, and its NAR.
+struct Made {
+    _folder: TempDir,
+    root: PathBuf,
+    nar: Vec<u8>,
+}
+
+impl Made {
+    /// Text of 9 MB, noise of 6 MB, and some small files, one of 1 MB that follows from `seed`.
+    fn new(seed: u8) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("tree");
+        fs::create_dir_all(root.join("share/doc")).expect("made");
+        let text: String = (0..400_000u64).map(|line| format!("{} a line of text\n", line * line)).collect();
+        let write = |name: &str, bytes: &[u8]| fs::write(root.join(name), bytes).expect("written");
+        write("share/text", text.as_bytes());
+        write("library", &noise(1, 6_000_000));
+        write("changing", &noise(seed, 1_000_000));
+        for number in 0..300u32 {
+            write(&format!("share/doc/{number}"), &text.as_bytes()[..number as usize * 40]);
+        }
+        Self::of(folder, root)
+    }
+
+    fn of(folder: TempDir, root: PathBuf) -> Self {
+        let nar = dump(&root);
+        Self { _folder: folder, root, nar }
+    }
+
+    fn wanted(&self, encoding: Encoding) -> Wanted {
+        let plan = Arc::new(Plan::build(&self.root, CASE_HACK).expect("readable"));
+        let path = StorePath::from_basename("00000000000000000000000000000000-tree").expect("a store path");
+        let nar = Cursor::new(plan, Arc::from(&*self.root));
+        Wanted { path, nar_hash: self.nar_hash(), nar, encoding, is_urgent: true }
+    }
+
+    fn nar_hash(&self) -> Sha256 {
+        Sha256::of(&self.nar)
+    }
+}
+
+fn noise(seed: u8, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn dump(root: &Path) -> Vec<u8> {
+    let plan = Arc::new(Plan::build(root, CASE_HACK).expect("readable"));
+    let mut nar = vec![0; plan.size() as usize];
+    let mut reader = Reader::new(Cursor::new(plan, Arc::from(root)));
+    std::io::Read::read_exact(&mut reader, &mut nar).expect("readable");
+    nar
+}
+
+/// What a program decompresses `file` to.
+fn decompressed(program: &str, file: &[u8]) -> Vec<u8> {
+    let mut child = Command::new(program)
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("scripts/test installs it");
+    let mut stdin = child.stdin.take().expect("piped");
+    let file = file.to_vec();
+    let writer = thread::spawn(move || stdin.write_all(&file));
+    let output = child.wait_with_output().expect("it ends");
+    writer.join().expect("no panic").expect("it reads all");
+    assert!(output.status.success(), "{program}");
+    output.stdout
+}
+
+#[test]
+fn a_nar_is_compressed_once_whole_and_the_same_each_time() {
+    let tree = Made::new(0);
+    for (encoding, program) in [(ZSTD(), "zstd"), (Encoding::new(Format::Xz, 0), "xz")] {
+        let bench = Bench::new(2, LARGE);
+        assert!(bench.compressor.find(&encoding.to_string(), &tree.nar_hash()).expect("readable").is_none());
+        let file = bench.compress(&tree, encoding);
+        assert!(decompressed(program, &file) == tree.nar, "{encoding}");
+        let once = bench.compressed();
+        assert_eq!(once, tree.nar.len() as u64);
+
+        let again = bench.open(&tree, encoding, When::Done).expect("it is there");
+        let manifest = Arc::clone(again.manifest().expect("all of it is known"));
+        assert_eq!(manifest.file_hash(), Sha256::of(&file));
+        assert_eq!(manifest.file_size(), file.len() as u64);
+        assert_eq!(manifest.nar_size(), tree.nar.len() as u64);
+        assert!(bench.read(again).expect("readable") == file);
+        assert_eq!(bench.compressed(), once);
+
+        // By another process, without the tree, and with as many threads as there are chunks.
+        let bench = Bench::within(bench.end(), 6, LARGE);
+        let found = bench.compressor.find(&encoding.to_string(), &tree.nar_hash()).expect("readable");
+        let stream = Stream::whole(found.expect("kept"), None, Tree::Root(Path::new("/nowhere").into()));
+        assert!(bench.read(stream).expect("readable") == file);
+        assert!(bench.compress(&tree, encoding) == file);
+        let elsewhere = Bench::new(6, LARGE);
+        assert!(elsewhere.compress(&tree, encoding) == file, "{encoding}: bytes follow from the NAR");
+    }
+}
+
+#[test]
+fn ranges_are_parts_of_the_whole() {
+    let (bench, tree) = (Bench::new(2, LARGE), Made::new(0));
+    let file = bench.compress(&tree, ZSTD());
+    let ends: Vec<u64> = {
+        let stream = bench.open(&tree, ZSTD(), When::Done).expect("there");
+        stream.manifest().expect("known").parts().iter().map(|part| part.file_end).collect()
+    };
+    assert!(ends.len() >= 4);
+    let len = file.len() as u64;
+    let at_edges = ends.iter().flat_map(|&end| [(end - 1, end), (end - 1, end + 1), (end, len)]);
+    for (start, end) in at_edges.chain([(0, 1), (0, len), (5, 5), (1, len - 1), (len - 1, len), (len, len)]) {
+        let (start, end) = (start.min(len), end.min(len));
+        let mut stream = bench.open(&tree, ZSTD(), When::Done).expect("there");
+        stream.set_range(start, end);
+        assert_eq!(stream.left(), Some(end - start));
+        let part = bench.read(stream).expect("readable");
+        assert!(part == file[start as usize..end as usize], "{start}..{end}");
+    }
+}
+
+#[test]
+fn who_comes_second_costs_nothing() {
+    let (bench, tree) = (Bench::new(1, LARGE), Made::new(0));
+    let first = bench.open(&tree, ZSTD(), When::Begun).expect("begun");
+    let second = bench.open(&tree, ZSTD(), When::Begun).expect("joined");
+    let third = bench.open(&tree, ZSTD(), When::Done).expect("joined, and waited");
+    // The first gives up.
+    drop(first);
+    let (second, third) = (bench.read(second).expect("all"), bench.read(third).expect("all"));
+    assert!(second == third && decompressed("zstd", &second) == tree.nar);
+    assert_eq!(bench.compressed(), tree.nar.len() as u64);
+}
+
+#[test]
+fn a_changed_file_costs_little_more_than_itself() {
+    let bench = Bench::new(2, LARGE);
+    bench.compress(&Made::new(0), ZSTD());
+    let before = bench.compressed();
+    let changed = Made::new(1);
+    let file = bench.compress(&changed, ZSTD());
+    assert!(decompressed("zstd", &file) == changed.nar);
+    let again = bench.compressed() - before;
+    assert!((1_000_000..8 << 20).contains(&again), "{again} bytes were compressed again");
+}
+
+#[test]
+fn frames_that_are_gone_are_made_again_the_same() {
+    // Room for the frames of one tree.
+    let bench = Bench::new(2, Sizes { whole: 20 << 20, volume: 10 << 20 });
+    let tree = Made::new(0);
+    let file = bench.compress(&tree, ZSTD());
+    let stream = bench.open(&tree, ZSTD(), When::Done).expect("known");
+    for number in 0..20 {
+        let other = noise(number + 10, 2 << 20);
+        bench.cache().put(&Key::of("other", &other), &other).expect("kept");
+    }
+    let before = bench.compressed();
+    assert!(bench.read(stream).expect("made again") == file);
+    assert!(bench.compressed() > before);
+
+    // In an encoding that nobody makes any more, that is the end.
+    let found = bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable");
+    let manifest = found.expect("the manifest is kept");
+    for number in 0..20 {
+        let other = noise(number + 40, 2 << 20);
+        bench.cache().put(&Key::of("other", &other), &other).expect("kept");
+    }
+    let retired = Stream::whole(Arc::clone(&manifest), None, Tree::Root(Arc::from(&*tree.root)));
+    let (_, error) = *bench.read(retired).expect_err("its frames are gone");
+    assert!(matches!(error, CompressError::Retired));
+    // Nor can frames of a tree that has changed be made.
+    fs::write(tree.root.join("library"), noise(9, 6_000_000)).expect("written");
+    let changed = Stream::whole(manifest, Some(ZSTD()), Tree::Root(Arc::from(&*tree.root)));
+    let (given, error) = *bench.read(changed).expect_err("another tree");
+    assert!(matches!(error, CompressError::Nar(NarError::Changed { .. })));
+    assert!(file.starts_with(&given), "no byte is wrong up to there");
+}
+
+#[test]
+fn a_nar_that_is_not_what_the_database_says_is_never_sent_whole() {
+    let (bench, mut tree) = (Bench::new(2, LARGE), Made::new(0));
+    let right = bench.compress(&tree, ZSTD());
+    // The database says another hash; the bytes on disk are found in the cache, all of them.
+    tree.nar.push(0);
+    let stream = bench.open(&tree, ZSTD(), When::Begun).expect("begun");
+    let (given, error) = *bench.read(stream).expect_err("another NAR");
+    assert!(matches!(error, CompressError::Nar(NarError::HashMismatch { .. })), "{error}");
+    assert!(given.len() < right.len() && right.starts_with(&given));
+    assert!(bench.open(&tree, ZSTD(), When::Done).is_err());
+    assert!(bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable").is_none());
+}
+
+#[test]
+fn without_a_place_for_frames_it_is_still_sent() {
+    // Each volume takes a frame or two, and there is no folder for a second one.
+    let (bench, tree) = (Bench::new(2, Sizes { whole: 1 << 30, volume: 10 << 20 }), Made::new(0));
+    let right = Bench::new(2, LARGE).compress(&tree, ZSTD());
+    bench.cache().put(&Key::of("first", b"x"), b"x").expect("kept");
+    fs::remove_dir_all(bench.folder.path().join("cache")).expect("removed");
+    let file = bench.compress(&tree, ZSTD());
+    assert!(file == right);
+    assert!(bench.compress(&tree, ZSTD()) == right, "and again");
+    // Nor where there never was one.
+    let Bench { actor, answers, compressor, metrics, threads, folder } = Bench::new(2, LARGE);
+    let none = Compressor::new(None, Arc::clone(&metrics));
+    let bench = Bench { actor: actor.with(none), answers, compressor, metrics, threads, folder };
+    assert!(bench.compress(&tree, ZSTD()) == right);
+    assert!(matches!(bench.open(&tree, ZSTD(), When::Done), Err(CompressError::NoCache)));
+}
+
+#[test]
+fn what_somebody_waits_for_goes_first() {
+    let bench = Bench::new(0, LARGE);
+    let [behind, joined, urgent] = [0, 1, 2].map(Made::new);
+    for tree in [&behind, &joined] {
+        bench.actor.handle(Request::Behind(Wanted { is_urgent: false, ..tree.wanted(ZSTD()) }));
+    }
+    let _urgent = bench.open(&urgent, ZSTD(), When::Begun).expect("begun");
+    let _joined = bench.open(&joined, ZSTD(), When::Begun).expect("joined");
+    let order: Vec<_> = (0..3).map(|_| bench.compressor.0.next().expect("a task").job.nar_hash).collect();
+    assert_eq!(order, [&urgent, &joined, &behind].map(Made::nar_hash));
+}
+
+#[test]
+fn many_at_once_all_come_through() {
+    let bench = Bench::new(2, LARGE);
+    let trees: Vec<_> = (0..8).map(Made::new).collect();
+    let streams: Vec<_> =
+        trees.iter().map(|tree| bench.open(tree, ZSTD(), When::Begun).expect("begun")).collect();
+    for (stream, tree) in streams.into_iter().zip(&trees) {
+        assert!(decompressed("zstd", &bench.read(stream).expect("all")) == tree.nar);
+    }
+    // What the trees have in common is compressed once, or by two threads that were at it together.
+    let most = 2 * (trees[0].nar.len() as u64) + 8 * (8 << 20);
+    assert!(bench.compressed() < most, "{} bytes", bench.compressed());
+}
+
+#[test]
+fn at_the_end_those_who_wait_are_told() {
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(0));
+    let stream = bench.open(&tree, ZSTD(), When::Begun).expect("begun");
+    bench.actor.handle(Request::Fetch { ticket: TICKET, stream });
+    bench.actor.handle(Request::Open { ticket: TICKET, wanted: tree.wanted(ZSTD()), when: When::Done });
+    assert!(bench.answers.try_recv().is_err(), "nobody compresses");
+    bench.compressor.end();
+    let answers: Vec<_> = bench.answers.try_iter().map(|(_, answer)| answer).collect();
+    assert!(matches!(answers[0], Answer::Fetched { segments: Err(CompressError::Ended), .. }));
+    assert!(matches!(answers[1], Answer::Opened(Err(CompressError::Ended))));
+    assert!(bench.open(&tree, ZSTD(), When::Begun).is_err());
+}

@@ -1,0 +1,255 @@
+//! A place in one compressed NAR, and the bytes that come next.
+
+use std::sync::Arc;
+
+use super::compress::Compressor;
+use super::encode::Encoding;
+use super::job::{CompressError, Input, Job, Progress, Waiter};
+use super::manifest::{Manifest, Part};
+use crate::limits::STREAM_FRAMES;
+use crate::nar::{CASE_HACK, Cursor, NarError, Plan, Segment};
+
+/// A place in one compressed NAR and where to stop. It holds no descriptor and no buffer between two fetches.
+#[derive(Debug)]
+pub struct Stream {
+    tree: Tree,
+    /// `None` for an encoding of former times: its frames are there, or cannot be had.
+    encoding: Option<Encoding>,
+    work: Work,
+    /// The part that comes next.
+    next: usize,
+    /// How much of that part is passed over, in bytes.
+    skip: u64,
+    /// How much is left to give, in bytes; `None` up to an end that is not known yet.
+    left: Option<u64>,
+}
+
+/// Where the NAR comes from, should a frame have to be made.
+#[derive(Clone, Debug)]
+pub enum Tree {
+    /// A plan that is there.
+    Planned(Cursor),
+    /// The root of a tree that has not been planned.
+    Root(Arc<std::path::Path>),
+}
+
+/// What is known of the file.
+#[derive(Debug)]
+enum Work {
+    /// All of it.
+    Whole(Arc<Manifest>),
+    /// What has been made of it so far.
+    Job(Arc<Job>),
+    /// It is made as it goes, for this client alone: frames cannot be kept.
+    Alone(Box<Input>),
+}
+
+/// What a fetch gives.
+#[derive(Debug)]
+pub enum Fetched {
+    /// What comes next; empty at the end.
+    Segments(Vec<Segment>),
+    /// Nothing yet: the waiter will be called.
+    Waiting,
+}
+
+impl Stream {
+    /// The whole of a file that was made before. `encoding` is `None` if this server does not make it any more.
+    pub fn whole(manifest: Arc<Manifest>, encoding: Option<Encoding>, tree: Tree) -> Self {
+        let left = Some(manifest.file_size());
+        Self { tree, encoding, work: Work::Whole(manifest), next: 0, skip: 0, left }
+    }
+
+    /// A file that is being made, from its start to its end.
+    pub fn following(job: Arc<Job>, nar: Cursor) -> Self {
+        let encoding = Some(job.encoding);
+        Self { tree: Tree::Planned(nar), encoding, work: Work::Job(job), next: 0, skip: 0, left: None }
+    }
+
+    /// A file that is made as it is sent, for one client: there is no place for frames.
+    pub fn alone(encoding: Encoding, nar: Cursor) -> Self {
+        let work = Work::Alone(Box::new(Input::new(nar.clone())));
+        Self { tree: Tree::Planned(nar), encoding: Some(encoding), work, next: 0, skip: 0, left: None }
+    }
+
+    /// The manifest, where the whole file is known.
+    pub fn manifest(&self) -> Option<&Arc<Manifest>> {
+        match &self.work {
+            Work::Whole(manifest) => Some(manifest),
+            Work::Job(_) | Work::Alone(_) => None,
+        }
+    }
+
+    /// Confines it to the bytes from `start` up to and without `end`. Only where the whole file is known.
+    pub fn set_range(&mut self, start: u64, end: u64) {
+        if let Work::Whole(manifest) = &self.work {
+            let end = end.min(manifest.file_size());
+            let start = start.min(end);
+            self.next = manifest.part_at(start);
+            self.skip = start - begin(manifest.parts(), self.next);
+            self.left = Some(end - start);
+        }
+    }
+
+    /// How many bytes are left; `None` while that is not known.
+    pub fn left(&self) -> Option<u64> {
+        self.left
+    }
+
+    /// What comes next: frames that are there, as ranges of files, or one that is made now. Where it is being made by
+    /// others, `waiter` is kept and called when there is more. Waits for disks, and compresses.
+    ///
+    /// # Errors
+    /// When a frame is not there and cannot be made again as it was.
+    pub(super) fn fetch(
+        &mut self,
+        compressor: &Compressor,
+        waiter: Waiter,
+    ) -> Result<Fetched, CompressError> {
+        let mut waiter = Some(waiter);
+        loop {
+            if self.left == Some(0) {
+                return Ok(Fetched::Segments(Vec::new()));
+            }
+            let segment = match &mut self.work {
+                Work::Whole(manifest) => {
+                    let manifest = Arc::clone(manifest);
+                    return self.fetch_whole(compressor, &manifest).map(Fetched::Segments);
+                }
+                Work::Alone(input) => {
+                    let Some(chunk) = input.next(|_| ())? else {
+                        self.left = Some(0);
+                        continue;
+                    };
+                    let encoding = self.encoding.ok_or(CompressError::Ended)?;
+                    compressor.frame_now(encoding, &chunk)?.1
+                }
+                // After a failure there is no second round with the job.
+                Work::Job(job) => match job.part(self.next, waiter.take().unwrap_or_else(|| Box::new(|| ())))
+                {
+                    Progress::Ready(segment) => segment,
+                    Progress::Waiting => return Ok(Fetched::Waiting),
+                    Progress::Done(manifest) => {
+                        self.left = Some(manifest.file_size() - begin(manifest.parts(), self.next));
+                        self.work = Work::Whole(manifest);
+                        continue;
+                    }
+                    Progress::Failed(CompressError::Cache(_), parts) => {
+                        self.go_alone(&parts)?;
+                        continue;
+                    }
+                    Progress::Failed(error, _) => return Err(error),
+                },
+            };
+            self.next += 1;
+            return Ok(Fetched::Segments(vec![segment]));
+        }
+    }
+
+    /// Frames that are there, up to the first that is not; or that one, made again.
+    fn fetch_whole(
+        &mut self,
+        compressor: &Compressor,
+        manifest: &Manifest,
+    ) -> Result<Vec<Segment>, CompressError> {
+        let mut segments = Vec::new();
+        while segments.len() < STREAM_FRAMES
+            && let Some(left) = self.left.filter(|left| *left > 0)
+        {
+            let segment = match kept(compressor, manifest, self.next) {
+                Some(segment) => segment,
+                None if segments.is_empty() => self.remake(compressor, manifest)?,
+                None => break,
+            };
+            // One volume a fetch: whoever sends this counts the files it holds.
+            if segments.last().is_some_and(|last| !is_same_file(last, &segment)) {
+                break;
+            }
+            let end = segment.len().min(self.skip + left);
+            self.left = Some(left - (end - self.skip));
+            segments.push(segment.slice(self.skip, end));
+            self.next += 1;
+            self.skip = 0;
+        }
+        Ok(segments)
+    }
+
+    /// Makes a frame again that was evicted.
+    fn remake(&mut self, compressor: &Compressor, manifest: &Manifest) -> Result<Segment, CompressError> {
+        let part = manifest.parts()[self.next];
+        let start = self.next.checked_sub(1).map_or(0, |before| manifest.parts()[before].nar_end);
+        let mut nar = self.tree.planned(manifest.nar_size())?;
+        nar.set_range(start, manifest.nar_size());
+        let chunk = Input::new(nar).next(|_| ())?.unwrap_or_default();
+        let encoding = self.encoding.ok_or(CompressError::Retired)?;
+        let (key, segment) = compressor.frame_now(encoding, &chunk)?;
+        let expected = part.file_end - begin(manifest.parts(), self.next);
+        if key != part.key || segment.len() != expected {
+            return Err(CompressError::Nar(NarError::Changed { file: self.tree.root().to_path_buf() }));
+        }
+        Ok(segment)
+    }
+
+    /// Goes on without the job, from where the client is.
+    fn go_alone(&mut self, parts: &[Part]) -> Result<(), CompressError> {
+        let start = self.next.checked_sub(1).and_then(|last| parts.get(last)).map_or(0, |part| part.nar_end);
+        let Tree::Planned(nar) = &self.tree else { return Err(CompressError::Ended) };
+        let mut nar = nar.clone();
+        nar.set_range(start, nar.plan().size());
+        self.work = Work::Alone(Box::new(Input::new(nar)));
+        Ok(())
+    }
+}
+
+impl From<Cursor> for Tree {
+    fn from(nar: Cursor) -> Self {
+        Self::Planned(nar)
+    }
+}
+
+impl Tree {
+    fn root(&self) -> &std::path::Path {
+        match self {
+            Self::Planned(cursor) => cursor.root(),
+            Self::Root(root) => root,
+        }
+    }
+
+    /// A cursor over the NAR, which must have this size.
+    fn planned(&mut self, nar_size: u64) -> Result<Cursor, NarError> {
+        if let Self::Root(root) = self {
+            let plan = Arc::new(Plan::build(root, CASE_HACK)?);
+            *self = Self::Planned(Cursor::new(plan, Arc::clone(root)));
+        }
+        match self {
+            Self::Planned(cursor) if cursor.plan().size() == nar_size => Ok(cursor.clone()),
+            _ => Err(NarError::Changed { file: self.root().to_path_buf() }),
+        }
+    }
+}
+
+fn is_same_file(one: &Segment, other: &Segment) -> bool {
+    match (one, other) {
+        (Segment::File { file: one, .. }, Segment::File { file: other, .. }) => Arc::ptr_eq(one, other),
+        _ => false,
+    }
+}
+
+/// Where part `index` begins in the file.
+fn begin(parts: &[Part], index: usize) -> u64 {
+    index.checked_sub(1).and_then(|before| parts.get(before)).map_or(0, |part| part.file_end)
+}
+
+/// A frame of the file, if it is there.
+fn kept(compressor: &Compressor, manifest: &Manifest, index: usize) -> Option<Segment> {
+    let part = manifest.parts().get(index)?;
+    let frame = match compressor.cache()?.get(&part.key) {
+        Ok(frame) => frame?,
+        Err(error) => {
+            compressor.cache_failed(&error);
+            return None;
+        }
+    };
+    let expected = part.file_end - begin(manifest.parts(), index);
+    frame.pin().filter(|segment| segment.len() == expected)
+}

@@ -1,0 +1,43 @@
+//! The command line: one file a command. This room alone prints and exits.
+
+mod certificates;
+pub mod demo;
+pub mod keys;
+pub mod log;
+pub mod serve;
+mod service;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+/// What `--help` says below the commands.
+const WITHOUT_COMMAND: &str = "\
+Without a command it serves, with the settings of $CONFIG_FILE, else of ./settings.toml, else with defaults:
+the store /nix/store, on port 5000 of every address. To see it work without a Nix store: harmonia demo";
+
+/// A Nix binary cache server: serves the store of this machine over HTTP, signed.
+#[derive(Debug, clap::Parser)]
+#[command(version, after_help = WITHOUT_COMMAND)]
+struct Arguments {
+    /// Existing unit files start it without.
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Demo(demo::Demo),
+    Keys(keys::Keys),
+}
+
+/// Parses the command line and runs the command.
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        None => serve::run(serve::Serve::default()),
+        Some(Command::Serve(serve)) => serve::run(serve),
+        Some(Command::Demo(demo)) => demo::run(&demo),
+        Some(Command::Keys(keys)) => keys::run(&keys),
+    }
+}

@@ -1,0 +1,357 @@
+//! `harmonia serve`, and `harmonia` with no argument: serves the store of the configuration.
+
+use std::io::Write as _;
+use std::net::ToSocketAddrs as _;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::certificates::Certificates;
+use super::keys::{KeysError, LoadedKey, load_secret_key};
+use super::log::Log;
+use super::service;
+use crate::cache::encode::{Encoding, Format};
+use crate::causes::with_causes;
+use crate::config::{self, Bind, Config, ConfigError, Overrides};
+use crate::formats::signature::SecretKey;
+use crate::formats::store_path::{StoreDir, StorePathError};
+use crate::io::listen::Address;
+use crate::io::tls::TlsError;
+use crate::limits;
+use crate::server::compressed::Cold;
+use crate::server::start::{CompressionPlan, Plan, Server, StartError};
+use crate::store;
+
+/// Serve this machine's Nix store, or the one that the settings name.
+#[derive(Debug, Default, clap::Args)]
+pub struct Serve {
+    /// The settings; without it $CONFIG_FILE, else ./settings.toml, else defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:/PATH; may be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Vec<String>,
+    /// Threads that serve; as many as cores is best.
+    #[arg(long, value_name = "COUNT")]
+    workers: Option<usize>,
+    /// Rank among a client's caches; the lowest is asked first.
+    #[arg(long, value_name = "NUMBER")]
+    priority: Option<i32>,
+}
+
+/// Why serving could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The settings are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A key file is wrong.
+    #[error("sign_key_paths: {0}")]
+    Key(#[from] KeysError),
+    /// Certificate or key cannot be used.
+    #[error("tls_cert_path, tls_key_path: {0}")]
+    Tls(#[from] TlsError),
+    /// The store directory is wrong.
+    #[error("virtual_nix_store: {0}")]
+    StoreDir(#[from] StorePathError),
+    /// A name to listen at is unknown.
+    #[error("cannot listen at {host}: {source}")]
+    Name {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: std::io::Error,
+    },
+    /// The server could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Serves until a signal ends it.
+pub fn run(serve: Serve) -> ExitCode {
+    let Serve { config, bind, workers, priority } = serve;
+    let overrides = Overrides { bind, workers, priority };
+    let loaded = Config::load(config.as_deref(), &|name| std::env::var(name).ok())
+        .and_then(|config| config.with(&overrides));
+    match loaded {
+        Ok(config) => serve_until_signal(&config, |_| {}),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Serves what `config` says until a signal ends it. `announce` is called when connections are taken.
+pub fn serve_until_signal(config: &Config, announce: impl FnOnce(&Server)) -> ExitCode {
+    end_on_panic();
+    let log = match Log::to_standard_streams() {
+        Ok(log) => log,
+        Err(error) => return failed(&StartError::System(error)),
+    };
+    match start(config) {
+        Ok((server, certificates)) => {
+            announce(&server);
+            attend(server, certificates.as_ref(), config)
+        }
+        Err(error) => {
+            // Why it failed comes last.
+            log.flush();
+            failed(&error)
+        }
+    }
+}
+
+fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let real_store = &config.real_nix_store;
+    if !real_store.is_dir() {
+        // It may be mounted later, so this is no reason not to start.
+        tracing::warn!(
+            "real_nix_store: there is no folder {}: every NAR will be a 404",
+            real_store.display()
+        );
+    }
+    let keys = load_keys(&config.sign_key_paths)?;
+    let names: Vec<String> = keys.iter().map(|key| key.public().to_string()).collect();
+    let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
+    let plan = Plan {
+        store: store::Settings {
+            store_dir: StoreDir::new(&config.virtual_nix_store)?,
+            real_store: real_store.clone(),
+            database: config.nix_db_path.clone(),
+            state_dir: config.state_dir.clone(),
+            log_dir: config.log_dir.clone(),
+            daemon_socket: config.daemon_socket.clone(),
+        },
+        bind: addresses(&config.bind)?,
+        workers: config.workers.get(),
+        connections: config.connections_per_worker.get(),
+        priority: config.priority,
+        tls: certificates.as_ref().map(Certificates::tls),
+        cache: config.cache.clone().map(|cache| (cache.dir, cache.max_size)),
+        compression: compression(&config.compression),
+        keys,
+    };
+    let server = Server::start(plan)?;
+    for address in server.addresses() {
+        tracing::info!("listening on {}", address.url(certificates.is_some()));
+    }
+    tracing::info!(
+        "serving {} from {}, {} workers with {} connections each",
+        config.virtual_nix_store,
+        real_store.display(),
+        config.workers,
+        server.connections_per_worker(),
+    );
+    for name in names {
+        tracing::info!("signing as {name}");
+    }
+    Ok((server, certificates))
+}
+
+/// Waits for signals: SIGTERM and SIGINT end the server when what is in flight is done, SIGHUP reads the
+/// signing keys and the certificate again.
+fn attend(server: Server, certificates: Option<&Certificates>, config: &Config) -> ExitCode {
+    let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "cannot wait for signals");
+            return ExitCode::FAILURE;
+        }
+    };
+    let is_ending = Arc::new(AtomicBool::new(false));
+    let begun = certificates.map_or(Ok(()), Certificates::watch);
+    let begun = begun.and_then(|()| service::feed_watchdog(server.pulses(), Arc::clone(&is_ending)));
+    if let Err(error) = begun {
+        tracing::error!(%error, "cannot start a thread");
+        return ExitCode::FAILURE;
+    }
+    let status = status(&server, certificates.is_some());
+    service::ready(&status);
+    for signal in signals.forever() {
+        match signal {
+            SIGHUP => {
+                service::reloading();
+                reload(&server, config);
+                if let Some(certificates) = certificates {
+                    certificates.reload();
+                }
+                service::ready(&status);
+            }
+            _ => break,
+        }
+    }
+    tracing::info!("ending: finishing what is in flight");
+    is_ending.store(true, Ordering::Relaxed);
+    service::stopping();
+    server.drain();
+    match server.wait() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "a part of the server failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line for `systemctl status`.
+fn status(server: &Server, is_encrypted: bool) -> String {
+    let addresses: Vec<String> = server.addresses().iter().map(|address| address.url(is_encrypted)).collect();
+    format!("listening on {}", addresses.join(", "))
+}
+
+fn reload(server: &Server, config: &Config) {
+    match load_keys(&config.sign_key_paths) {
+        Ok(keys) => {
+            let names: Vec<&str> = keys.iter().map(SecretKey::name).collect();
+            tracing::info!("signing with {} from now on", names.join(", "));
+            server.replace_keys(keys);
+        }
+        Err(error) => tracing::error!(%error, "the signing keys stay as they were"),
+    }
+}
+
+/// The format that is offered has the level that is set; the other one, for whoever remembers a URL of it, its
+/// default.
+fn compression(config: &config::Compression) -> CompressionPlan {
+    let offered = config.format.map(|format| match format {
+        config::Format::Zstd => Format::Zstd,
+        config::Format::Xz => Format::Xz,
+    });
+    let level = |format| match offered.unwrap_or(Format::Zstd) == format {
+        true => config.level,
+        false => config::COMPRESSION_LEVEL,
+    };
+    let cores = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    CompressionPlan {
+        offered,
+        cold: match config.cold {
+            config::Cold::Stream => Cold::Stream,
+            config::Cold::Identity => Cold::Identity,
+        },
+        zstd: Encoding::new(Format::Zstd, level(Format::Zstd)),
+        xz: Encoding::new(Format::Xz, level(Format::Xz)),
+        threads: config.threads.unwrap_or_else(cores).get(),
+    }
+}
+
+fn load_keys(paths: &[PathBuf]) -> Result<Arc<[SecretKey]>, KeysError> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let load = |path: &PathBuf| {
+        let LoadedKey { key, warning } = load_secret_key(path, credentials.as_deref())?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        Ok(key)
+    };
+    paths.iter().map(load).collect()
+}
+
+fn addresses(binds: &[Bind]) -> Result<Vec<Address>, ServeError> {
+    let mut addresses = Vec::new();
+    for bind in binds {
+        match bind {
+            Bind::Unix(path) => addresses.push(Address::Unix(path.clone())),
+            Bind::Tcp { host, port } => {
+                let found = (host.as_str(), *port).to_socket_addrs();
+                let found = found.map_err(|source| ServeError::Name { host: host.clone(), source })?;
+                // A name may stand for several addresses, as localhost does.
+                addresses.extend(found.map(Address::Tcp));
+            }
+        }
+    }
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// A panic in any actor ends the process, so that what supervises it starts it anew: half a server, which
+/// takes connections and never answers, would be worse. The report waits for whoever reads standard error; the end
+/// does not.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let end = || {
+            thread::sleep(limits::LOG_END_TIME);
+            std::process::abort();
+        };
+        // Without a thread that would end it, a report could last for ever.
+        if thread::Builder::new().name("end".to_owned()).spawn(end).is_ok() {
+            report(panic);
+        }
+        std::process::abort();
+    }));
+}
+
+/// Says why it failed, on standard error.
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    // Nobody to tell when standard error is closed; the exit code says it.
+    let _ = writeln!(std::io::stderr(), "harmonia: {}", with_causes(error));
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    /// Tells the process below that it is the one to panic.
+    const PANICS: &str = "HARMONIA_TEST_PANICS";
+
+    /// Not a test but another process's main function.
+    #[test]
+    fn panicking() {
+        if std::env::var_os(PANICS).is_some() {
+            end_on_panic();
+            panic!("as it was told to");
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_the_process_though_nobody_reads_standard_error() {
+        let (mut error, _unread) = UnixStream::pair().expect("a pair");
+        error.set_nonblocking(true).expect("it is ours");
+        for piece in [4096, 1] {
+            let full = loop {
+                if let Err(full) = error.write(&vec![b'x'; piece]) {
+                    break full;
+                }
+            };
+            assert_eq!(full.kind(), ErrorKind::WouldBlock);
+        }
+        error.set_nonblocking(false).expect("it is ours");
+        let mut command = Command::new(std::env::current_exe().expect("it is known"));
+        command.args(["--exact", "cli::serve::tests::panicking", "--nocapture"]).env(PANICS, "1");
+        let mut child = command.stderr(OwnedFd::from(error)).spawn().expect("it starts");
+        let ended = (0..300).find_map(|_| {
+            thread::sleep(limits::LOG_END_TIME / 10);
+            child.try_wait().expect("it is ours")
+        });
+        if ended.is_none() {
+            child.kill().expect("it is ours");
+        }
+        let status = ended.expect("the process ends");
+        assert_eq!(status.signal(), Some(signal_hook::consts::SIGABRT), "{status}");
+    }
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let absent = folder.path().join("absent.toml");
+        let error = Config::load(Some(&absent), &|_| None).expect_err("it is not there");
+        let told = with_causes(&ServeError::from(error));
+        let expected =
+            format!("cannot read the settings file {}: No such file or directory", absent.display());
+        assert!(told.starts_with(&expected), "{told}");
+        assert_eq!(told.matches("No such file").count(), 1, "{told}");
+    }
+}

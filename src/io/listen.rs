@@ -1,0 +1,314 @@
+//! Listening sockets: TCP and unix.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Result};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+use super::socket::Socket;
+use super::tls::Tls;
+use crate::limits;
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An IPv4 or IPv6 address and a port; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// As a client writes it.
+    pub fn url(&self, is_encrypted: bool) -> String {
+        match self {
+            Self::Tcp(address) if is_encrypted => format!("https://{address}"),
+            Self::Tcp(address) => format!("http://{address}"),
+            Self::Unix(_) => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A listening socket. The file of a unix socket that it made is removed with it.
+pub struct Listener {
+    socket: Kind,
+    address: Address,
+    /// Who started the process made it, and listens on when this process ends.
+    is_inherited: bool,
+}
+
+/// A descriptor that was inherited, and is not what it was given as.
+#[derive(Debug, thiserror::Error)]
+pub enum InheritError {
+    /// The variables that announce descriptors make no sense.
+    #[error("$LISTEN_FDS: {0}")]
+    Announced(io::Error),
+    /// There is no such descriptor, or it cannot be used.
+    #[error("descriptor {number} ({name}) of socket activation: {source}")]
+    Unusable {
+        /// The descriptor.
+        number: i32,
+        /// Its name, `FileDescriptorName=` of the socket unit.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A socket that no connection can be accepted from.
+    #[error(
+        "descriptor {number} ({name}) of socket activation is no listening stream socket: the socket unit needs \
+         ListenStream=, and Accept=no"
+    )]
+    NotListening {
+        /// The descriptor.
+        number: i32,
+        /// Its name.
+        name: String,
+    },
+}
+
+enum Kind {
+    Tcp(mio::net::TcpListener),
+    Unix(mio::net::UnixListener),
+}
+
+impl Listener {
+    /// Listens at `address`. `[::]` takes IPv4 connections as well. A unix socket that nobody listens on
+    /// any more is replaced, a live one is not.
+    ///
+    /// # Errors
+    /// As the system says: `AddrInUse` when somebody listens there already.
+    pub fn bind(address: &Address) -> Result<Self> {
+        match address {
+            Address::Tcp(address) => Self::bind_tcp(*address),
+            Address::Unix(path) => Self::bind_unix(path),
+        }
+    }
+
+    /// The sockets that the service manager opened, as systemd does for socket units (`$LISTEN_FDS`), each with its
+    /// name; none where it opened none. To be called once, before anything else opens descriptors by number.
+    ///
+    /// # Errors
+    /// When what was announced is not there, or is no listening stream socket.
+    pub fn inherited() -> std::result::Result<Vec<(Self, String)>, InheritError> {
+        let announced = sd_notify::listen_fds_with_names().map_err(InheritError::Announced)?;
+        announced.map(|(number, name)| Ok((Self::inherit(number, &name)?, name))).collect()
+    }
+
+    fn inherit(number: i32, name: &str) -> std::result::Result<Self, InheritError> {
+        let unusable = |source| InheritError::Unusable { number, name: name.to_owned(), source };
+        // SAFETY: the service manager left this descriptor open for this process, which was checked when it was set
+        // to close on exec; nothing else here knows its number, so nothing else closes it.
+        let socket = socket2::Socket::from(unsafe { OwnedFd::from_raw_fd(number) });
+        let is_stream = socket.r#type().map_err(unusable)? == Type::STREAM;
+        if !is_stream || !is_listener(&socket).map_err(unusable)? {
+            return Err(InheritError::NotListening { number, name: name.to_owned() });
+        }
+        socket.set_nonblocking(true).map_err(unusable)?;
+        let bound = socket.local_addr().map_err(unusable)?;
+        let (socket, address) = match bound.as_socket() {
+            Some(address) => {
+                (Kind::Tcp(mio::net::TcpListener::from_std(socket.into())), Address::Tcp(address))
+            }
+            None => {
+                // A name in Linux's abstract space has no path.
+                let path = bound.as_pathname().unwrap_or(Path::new("(abstract)")).to_owned();
+                let listener = OwnedFd::from(socket).into();
+                (Kind::Unix(mio::net::UnixListener::from_std(listener)), Address::Unix(path))
+            }
+        };
+        Ok(Self { socket, address, is_inherited: true })
+    }
+
+    fn bind_tcp(address: SocketAddr) -> Result<Self> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A server that restarts must not wait for its old connections to be forgotten.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&SockAddr::from(address))?;
+        socket.listen(limits::BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let listener = mio::net::TcpListener::from_std(socket.into());
+        let address = Address::Tcp(listener.local_addr()?);
+        Ok(Self { socket: Kind::Tcp(listener), address, is_inherited: false })
+    }
+
+    fn bind_unix(path: &Path) -> Result<Self> {
+        remove_stale(path)?;
+        let listener = mio::net::UnixListener::bind(path)?;
+        let address = Address::Unix(path.to_owned());
+        Ok(Self { socket: Kind::Unix(listener), address, is_inherited: false })
+    }
+
+    /// Where it listens; with the port that the system chose.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Takes the next connection, made non-blocking; encrypted with `tls` if it came by TCP.
+    ///
+    /// # Errors
+    /// `WouldBlock` when none waits; otherwise as `accept`.
+    pub fn accept(&self, tls: Option<&Tls>) -> Result<Socket> {
+        let descriptor: OwnedFd = match &self.socket {
+            Kind::Tcp(listener) => listener.accept()?.0.into(),
+            Kind::Unix(listener) => listener.accept()?.0.into(),
+        };
+        if matches!(self.address, Address::Unix(_)) {
+            return Ok(Socket::new(descriptor));
+        }
+        let socket = match tls {
+            Some(tls) => Socket::encrypted(descriptor, tls)?,
+            None => Socket::new(descriptor),
+        };
+        socket.send_at_once();
+        Ok(socket)
+    }
+
+    /// Whether a connection waits to be taken.
+    pub fn has_waiting(&self) -> bool {
+        let descriptor = match &self.socket {
+            Kind::Tcp(listener) => listener.as_fd(),
+            Kind::Unix(listener) => listener.as_fd(),
+        };
+        let mut watched = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+        // Where the system cannot say, taking one will.
+        poll(&mut watched, Some(&Timespec::default())).map_or(true, |ready| ready > 0)
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match &mut self.socket {
+            Kind::Tcp(listener) => listener,
+            Kind::Unix(listener) => listener,
+        }
+    }
+}
+
+impl Source for Listener {
+    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> Result<()> {
+        self.source().register(registry, token, interests)
+    }
+
+    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> Result<()> {
+        self.source().reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> Result<()> {
+        self.source().deregister(registry)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Address::Unix(path) = &self.address
+            && !self.is_inherited
+        {
+            // Somebody else may have removed it already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn is_listener(socket: &socket2::Socket) -> Result<bool> {
+    socket.is_listener()
+}
+
+/// Apple's systems do not say, nor do they know `$LISTEN_FDS`; whoever set it there meets the error at the first accept.
+#[cfg(target_vendor = "apple")]
+fn is_listener(_: &socket2::Socket) -> Result<bool> {
+    Ok(true)
+}
+
+/// Removes a socket file that nobody listens on.
+fn remove_stale(path: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(found) if !found.file_type().is_socket() => Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "a file is there that is not a socket; remove it or choose another path",
+        )),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => Err(ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_waits_until_it_is_taken() {
+        let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        assert!(!listener.has_waiting());
+        let Address::Tcp(address) = listener.address() else { panic!("a TCP address") };
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        assert!(listener.has_waiting());
+        listener.accept(None).unwrap();
+        assert!(!listener.has_waiting());
+    }
+
+    #[test]
+    fn a_taken_port_is_in_use() {
+        let first = Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let error = Listener::bind(first.address()).err().expect("the port is taken");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "std leaves the file behind");
+        let live = Listener::bind(&Address::Unix(path.clone())).unwrap();
+        let error = Listener::bind(&Address::Unix(path.clone())).err().expect("somebody listens");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        drop(live);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        std::fs::write(&path, "data").unwrap();
+        assert!(Listener::bind(&Address::Unix(path.clone())).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+    }
+
+    #[test]
+    fn ipv6_any_takes_ipv4() {
+        let listener = match Listener::bind(&Address::Tcp("[::]:0".parse().unwrap())) {
+            Ok(listener) => listener,
+            // A kernel without IPv6 has no such address; that it says so is what can be checked there.
+            Err(error) => {
+                assert!(error.raw_os_error().is_some());
+                return;
+            }
+        };
+        let Address::Tcp(address) = listener.address() else { panic!("a TCP address") };
+        std::net::TcpStream::connect(("127.0.0.1", address.port())).unwrap();
+    }
+}

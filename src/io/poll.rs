@@ -1,0 +1,165 @@
+//! Readiness by the system: epoll or kqueue, through mio.
+
+use std::fs::File;
+use std::io::{ErrorKind, IoSlice, Result};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Token, Waker};
+
+use super::files::{self, Residency};
+use super::listen::Listener;
+use super::socket::Socket;
+use super::{Event, Io, Wake};
+use crate::limits;
+
+const WAKE: Token = Token(usize::MAX);
+
+/// The real outside of a worker.
+pub struct Poll {
+    poll: mio::Poll,
+    events: Events,
+    waker: Arc<Waker>,
+    now: Instant,
+    /// Where files are read to that go out encrypted; made for the first.
+    plain: Vec<u8>,
+}
+
+impl Poll {
+    /// A poll that watches nothing yet.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new() -> Result<Self> {
+        let poll = mio::Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let events = Events::with_capacity(limits::POLL_EVENTS);
+        Ok(Self { poll, events, waker, now: Instant::now(), plain: Vec::new() })
+    }
+
+    /// Ends the wait of this poll from any thread; for mailboxes.
+    pub fn wake(&self) -> Wake {
+        let waker = Arc::clone(&self.waker);
+        Arc::new(move || {
+            // It writes to an eventfd that this closure keeps open: it cannot fail in a way that leaves
+            // the poll asleep.
+            let _ = waker.wake();
+        })
+    }
+
+    /// Watches a listening socket; its events carry `key`.
+    ///
+    /// # Errors
+    /// When the kernel has no room for another watch.
+    pub fn watch_listener(&self, listener: &mut Listener, key: usize) -> Result<()> {
+        self.poll.registry().register(listener, Token(key), Interest::READABLE)
+    }
+}
+
+impl Io for Poll {
+    type Socket = Socket;
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn wait(&mut self, events: &mut Vec<Event>, limit: Option<Duration>) -> Result<()> {
+        match self.poll.poll(&mut self.events, limit) {
+            Ok(()) => {}
+            // A signal; the turn goes on with nothing.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
+            Err(error) => return Err(error),
+        }
+        self.now = Instant::now();
+        events.extend(self.events.iter().filter(|event| event.token() != WAKE).map(|event| Event {
+            key: event.token().0,
+            readable: event.is_readable() || event.is_read_closed() || event.is_error(),
+            writable: event.is_writable() || event.is_write_closed() || event.is_error(),
+            hung_up: event.is_read_closed() || event.is_error(),
+            broken: event.is_error(),
+        }));
+        Ok(())
+    }
+
+    fn watch(&mut self, socket: &Socket, key: usize) -> Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), Token(key), both)
+    }
+
+    fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> Result<usize> {
+        retried(|| socket.read(into))
+    }
+
+    fn write(&mut self, socket: &mut Socket, parts: &[IoSlice<'_>], more: bool) -> Result<usize> {
+        retried(|| socket.write(parts, more))
+    }
+
+    fn send_file(&mut self, socket: &mut Socket, file: &File, offset: u64, len: u64) -> Result<usize> {
+        retried(|| socket.send_file(file, offset, len, &mut self.plain))
+    }
+
+    fn flush(&mut self, socket: &mut Socket) -> Result<()> {
+        retried(|| socket.flush().map(|()| 0)).map(drop)
+    }
+
+    fn residency(&mut self, file: &File, offset: u64, len: u64) -> Residency {
+        files::residency(file, offset, len)
+    }
+
+    fn resident_files(&mut self) -> usize {
+        limits::RESIDENT_FILES
+    }
+
+    fn finish(&mut self, socket: &mut Socket) {
+        socket.finish();
+    }
+
+    fn close(&mut self, mut socket: Socket) {
+        socket.part();
+        // The kernel forgets the watch with the last descriptor.
+        drop(socket);
+    }
+
+    fn abort(&mut self, socket: Socket) {
+        socket.reset_on_close();
+    }
+}
+
+/// A call that a signal interrupted is made again: nothing of it had happened.
+fn retried(mut call: impl FnMut() -> Result<usize>) -> Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_socket_with_bytes_is_ready_and_a_wake_is_no_event() {
+        let mut poll = Poll::new().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut socket = Socket::new(ours.into());
+        poll.watch(&socket, 7).unwrap();
+        theirs.write_all(b"x").unwrap();
+        let mut events = Vec::new();
+        poll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        assert!(events.iter().any(|event| event.key == 7 && event.readable));
+        let mut buffer = [0; 4];
+        assert_eq!(poll.read(&mut socket, &mut buffer).unwrap(), 1);
+
+        events.clear();
+        (poll.wake())();
+        poll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        assert!(events.iter().all(|event| event.key == 7), "a wake is not a socket");
+    }
+}

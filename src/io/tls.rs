@@ -1,0 +1,213 @@
+//! TLS 1.2 and 1.3 by rustls, over a socket that never blocks. Clients are offered `http/1.1` and nothing else.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Result, Write};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::net::{RecvFlags, SendAncillaryBuffer};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls::{ServerConfig, ServerConnection};
+
+use super::socket::NO_SIGNAL;
+use crate::limits;
+
+/// Why there is no TLS. Nothing of a key is in the messages.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file that cannot be read, or is no PEM.
+    #[error("{}: {}", file.display(), told(source))]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        source: pem::Error,
+    },
+    /// A PEM file without what it should have.
+    #[error("{}: no {wanted} is in it", file.display())]
+    Lacks {
+        /// The file.
+        file: PathBuf,
+        /// What was looked for.
+        wanted: &'static str,
+    },
+    /// The two do not go together, or are of a kind that cannot be used.
+    #[error("{} and {}: {source}", certificate.display(), key.display())]
+    Unusable {
+        /// The file of the certificates.
+        certificate: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+        /// What is wrong.
+        source: rustls::Error,
+    },
+}
+
+/// A certificate with its key, as new connections use it. Clones share it, so that it can be replaced.
+#[derive(Clone)]
+pub struct Tls(Arc<Mutex<Arc<ServerConfig>>>);
+
+impl Tls {
+    /// Reads a chain of certificates, the server's own first, and the key of that one; both PEM.
+    ///
+    /// # Errors
+    /// When a file is not what it should be, or they do not go together.
+    pub fn load(certificate: &Path, key: &Path) -> std::result::Result<Self, TlsError> {
+        Ok(Self(Arc::new(Mutex::new(read(certificate, key)?))))
+    }
+
+    /// Reads both files again. Connections that are open go on with what they have.
+    ///
+    /// # Errors
+    /// As [`Tls::load`]; new connections then go on with the old ones.
+    pub fn reload(&self, certificate: &Path, key: &Path) -> std::result::Result<(), TlsError> {
+        let config = read(certificate, key)?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    /// The server's side of a connection that has just been accepted.
+    pub(super) fn session(&self) -> Result<Session> {
+        // Nothing panics with the lock, and nobody holds it for longer than this.
+        let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
+        connection.set_buffer_limit(Some(limits::TLS_BUFFER));
+        Ok(Session(connection))
+    }
+}
+
+fn read(certificate: &Path, key: &Path) -> std::result::Result<Arc<ServerConfig>, TlsError> {
+    let file = |file: &Path, wanted| {
+        let file = file.to_owned();
+        move |source| match source {
+            pem::Error::NoItemsFound => TlsError::Lacks { file, wanted },
+            source => TlsError::File { file, source },
+        }
+    };
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+        .map_err(file(certificate, "certificate"))?;
+    if chain.is_empty() {
+        return Err(TlsError::Lacks { file: certificate.to_owned(), wanted: "certificate" });
+    }
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(file(key, "private key"))?;
+    let unusable =
+        |source| TlsError::Unusable { certificate: certificate.to_owned(), key: key.to_owned(), source };
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// What a reader of PEM says, in the words of the system where a file is concerned.
+fn told(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        error => format!("not understood as PEM: {error}"),
+    }
+}
+
+/// One connection's TLS.
+pub(super) struct Session(ServerConnection);
+
+impl Session {
+    /// Reads until `into` is full or the socket is empty, as [`super::Io::read`] wants it; shakes hands on the way.
+    pub(super) fn read(&mut self, socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        loop {
+            match self.0.reader().read(&mut into[filled..]) {
+                Ok(0) => return Ok(filled),
+                Ok(count) => filled += count,
+                // Requests have their own end: whoever leaves without saying goodbye loses nothing.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(filled),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => match self.receive(socket) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && filled > 0 => return Ok(filled),
+                    received => received?,
+                },
+                Err(error) => return Err(error),
+            }
+            if filled == into.len() {
+                return Ok(filled);
+            }
+        }
+    }
+
+    /// Takes what the socket has, and answers what of it is for TLS itself.
+    fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<()> {
+        self.0.read_tls(&mut Wire(socket))?;
+        let processed = self.0.process_new_packets();
+        // A handshake's few kilobytes always fit in an empty socket; what is said later and does not fit goes with
+        // the next answer.
+        match self.flush(socket) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !self.0.is_handshaking() => {}
+            flushed => flushed?,
+        }
+        processed.map(drop).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+    }
+
+    /// Takes what there is room for of the parts, and sends it as far as the socket takes it. The rest goes with
+    /// [`Session::flush`].
+    pub(super) fn write(&mut self, socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Result<usize> {
+        self.flush(socket)?;
+        let count = self.0.writer().write_vectored(parts)?;
+        match self.flush(socket) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(count),
+            flushed => flushed.map(|()| count),
+        }
+    }
+
+    /// Sends what was taken and has not gone.
+    pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> Result<()> {
+        while self.0.wants_write() {
+            self.0.write_tls(&mut Wire(socket))?;
+        }
+        Ok(())
+    }
+
+    /// Says goodbye, so that the peer knows that nothing was cut off.
+    pub(super) fn end(&mut self, socket: BorrowedFd<'_>) {
+        self.0.send_close_notify();
+        // What the socket does not take now, nobody waits for.
+        let _ = self.flush(socket);
+    }
+}
+
+/// The socket, as rustls wants it.
+struct Wire<'s>(BorrowedFd<'s>);
+
+impl Read for Wire<'_> {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        let (read, _) = rustix::net::recv(self.0, into, RecvFlags::empty())?;
+        Ok(read)
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> Result<usize> {
+        Ok(rustix::net::sendmsg(self.0, parts, &mut SendAncillaryBuffer::default(), NO_SIGNAL)?)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").finish_non_exhaustive()
+    }
+}

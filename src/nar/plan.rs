@@ -1,0 +1,509 @@
+//! A tree's NAR as a plan: framing in one piece, and which file's contents go where in it.
+
+use std::ffi::CString;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, Stat, readlinkat, statat};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::NarError;
+use super::pack::{Held, Pack};
+use super::tree::{Folders, Full, Kind, NodeId, ROOT, Tree};
+use crate::formats::listing::Writer;
+use crate::formats::nar;
+use crate::io::files;
+use crate::limits::SENDFILE_MIN;
+
+/// What Nix on macOS adds to a name that differs from a neighbour's in case only.
+const CASE_HACK: &[u8] = b"~nix~case~hack~";
+
+/// A tree's NAR, complete but for the contents of its files. Immutable; made by one walk of the tree.
+///
+/// The NAR is the framing with the contents of the files put in at their places. Byte N is found by binary
+/// search among the files.
+#[derive(Debug)]
+pub struct Plan {
+    tree: Tree,
+    framing: Box<[u8]>,
+    contents: Box<[Contents]>,
+    /// The files that no pack holds, in order.
+    large: Box<[Large]>,
+    size: u64,
+    origin: Origin,
+    /// Whether files are opened without waiting where their names are in memory.
+    opens_at_once: bool,
+    case_hack: bool,
+    /// The `.ls` document, while anyone is being sent it.
+    listing: Mutex<Weak<[u8]>>,
+    /// Where its pack is kept, once it has been made.
+    pack: Mutex<Option<Arc<dyn Pack>>>,
+}
+
+/// Which tree a plan was made of. A path that was deleted and made again, or repaired, has another root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The device that the root is on.
+    pub device: u64,
+    /// The root's inode.
+    pub inode: u64,
+    /// When the inode last changed: seconds since 1970, and nanoseconds.
+    pub changed: (i64, i64),
+}
+
+impl Origin {
+    /// What the system says of the root now.
+    ///
+    /// # Errors
+    /// When there is no such root, or it cannot be looked at.
+    pub fn of(root: &Path) -> Result<Self, NarError> {
+        let found = std::fs::symlink_metadata(root).map_err(|error| NarError::root(root, &error))?;
+        Ok(Self { device: found.dev(), inode: found.ino(), changed: (found.ctime(), found.ctime_nsec()) })
+    }
+}
+
+/// The contents of one regular file in a NAR.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Contents {
+    /// The file's place in the tree.
+    pub(super) node: NodeId,
+    /// Whether its owner may execute it.
+    pub(super) executable: bool,
+    /// Where its bytes begin, from the start of the NAR.
+    pub(super) offset: u64,
+    /// How many bytes it has.
+    pub(super) size: u64,
+    /// How much framing comes before them.
+    framing: u64,
+}
+
+/// A file that is sent from the store even where the NAR has a pack.
+#[derive(Clone, Copy, Debug)]
+struct Large {
+    /// Its place among the contents.
+    contents: u32,
+    /// How many bytes of the pack come before it.
+    packed: u64,
+}
+
+/// A stretch of a NAR that has one origin.
+#[derive(Debug)]
+pub(super) enum Piece<'p> {
+    /// Framing.
+    Framing(&'p [u8]),
+    /// `len` bytes of a pack, from its byte `offset`: framing and small files.
+    Packed { pack: &'p Held, offset: u64, len: u64 },
+    /// `len` bytes of a file, from its byte `offset`.
+    Contents { of: &'p Contents, offset: u64, len: u64 },
+}
+
+impl Plan {
+    /// Walks the tree at `root` (a file, a link or a folder) and plans its NAR.
+    ///
+    /// With `case_hack`, the suffix that Nix on macOS gives to names that differ in case only is taken off.
+    ///
+    /// # Errors
+    /// Where something cannot be read or cannot be in a NAR; the error names the file.
+    pub fn build(root: &Path, case_hack: bool) -> Result<Self, NarError> {
+        Builder::new(root, case_hack).build()
+    }
+
+    /// The length of the NAR in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of memory that the plan holds.
+    pub fn memory(&self) -> usize {
+        size_of::<Self>()
+            + self.tree.memory()
+            + self.framing.len()
+            + size_of_val(&*self.contents)
+            + size_of_val(&*self.large)
+    }
+
+    /// Which tree it was made of.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The NAR without the contents of its files.
+    pub fn framing(&self) -> &[u8] {
+        &self.framing
+    }
+
+    /// The length in bytes of the NAR without its large files: what a pack of it holds.
+    pub fn packed_size(&self) -> u64 {
+        let large = |large: &Large| self.contents[large.contents as usize].size;
+        self.size - self.large.iter().map(large).sum::<u64>()
+    }
+
+    /// Whether it has small files, without which a pack has nothing to save.
+    pub fn has_small_files(&self) -> bool {
+        self.large.len() < self.contents.len()
+    }
+
+    /// Whether it has a pack that is still there.
+    pub fn is_packed(&self) -> bool {
+        self.hold_pack().is_some()
+    }
+
+    /// From now on, what is sent of this NAR is taken from `pack` while that lasts.
+    pub fn set_pack(&self, pack: Arc<dyn Pack>) {
+        *self.pack.lock().unwrap_or_else(PoisonError::into_inner) = Some(pack);
+    }
+
+    /// The pack's bytes, if it has one that is still there.
+    pub(super) fn hold_pack(&self) -> Option<Held> {
+        // Nothing panics while it is locked, and it would be whole if something did. Nobody waits for a disk
+        // with it.
+        let pack = self.pack.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let held = pack.hold().map(Held::new);
+        held.filter(|held| held.len() == self.packed_size())
+    }
+
+    /// Where the contents of each file lie in the NAR, in order.
+    pub fn contents(&self) -> impl Iterator<Item = Range<u64>> {
+        self.contents.iter().map(|of| of.offset..of.offset + of.size)
+    }
+
+    /// [`Plan::listing`] in memory that all who are being sent it share, and that is given back after the
+    /// last: it may be megabytes, and a crowd of slow readers must not hold one each.
+    pub(super) fn shared_listing(&self) -> Bytes {
+        // Nothing panics while it is locked, and it would be whole if something did. Whoever waits for the
+        // lock would otherwise be making the same document.
+        let mut kept = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let listing = kept.upgrade().unwrap_or_else(|| self.listing().into_bytes().into());
+        *kept = Arc::downgrade(&listing);
+        Bytes::from_owner(listing)
+    }
+
+    /// The tree as a `.ls` document, version 1, with each file's place in the NAR.
+    pub fn listing(&self) -> String {
+        let mut out = Writer::new();
+        let mut open: Vec<NodeId> = Vec::new();
+        for node in 0..self.tree.len() {
+            // The root is its own parent, and no folder is open before it.
+            while open.last().is_some_and(|&folder| folder != self.tree.parent(node)) {
+                out.close_directory();
+                open.pop();
+            }
+            if node != ROOT {
+                out.entry(nar_name(self.tree.name(node), self.case_hack));
+            }
+            match self.tree.kind(node) {
+                Kind::Folder => {
+                    out.open_directory();
+                    open.push(node);
+                }
+                Kind::Symlink { target } => out.symlink(self.tree.target(node, target)),
+                Kind::File { contents } => {
+                    let of = self.contents[contents as usize];
+                    out.file(of.executable, of.size, of.offset);
+                }
+            }
+        }
+        open.iter().for_each(|_| out.close_directory());
+        out.finish()
+    }
+
+    /// The file whose contents hold byte `position` of the NAR, for messages; `None` for framing.
+    pub fn file_at(&self, root: &Path, position: u64) -> Option<PathBuf> {
+        let of = self.contents.get(self.first_not_before(position))?;
+        (of.offset <= position).then(|| self.path(root, of))
+    }
+
+    /// Where a file is on disk, for messages.
+    pub(super) fn path(&self, root: &Path, of: &Contents) -> PathBuf {
+        self.tree.path(root, of.node)
+    }
+
+    /// Whether files are opened without waiting where their names are in memory.
+    pub(super) fn opens_at_once(&self) -> bool {
+        self.opens_at_once
+    }
+
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// The NAR from byte `position` to its end, in order. No piece is empty.
+    pub(super) fn pieces(&self, position: u64) -> impl Iterator<Item = Piece<'_>> {
+        let mut next = self.first_not_before(position);
+        let mut position = position;
+        std::iter::from_fn(move || {
+            while let Some(of) = self.contents.get(next) {
+                if position < of.offset {
+                    return Some(self.framing_until(of.offset, of.framing, &mut position));
+                }
+                next += 1;
+                let skipped = position - of.offset;
+                if skipped < of.size {
+                    position = of.offset + of.size;
+                    return Some(Piece::Contents { of, offset: skipped, len: of.size - skipped });
+                }
+            }
+            let end = self.framing.len() as u64;
+            (position < self.size).then(|| self.framing_until(self.size, end, &mut position))
+        })
+    }
+
+    /// The NAR from byte `position` to its end, in order, as it is sent from its pack and large files. No piece
+    /// is empty.
+    pub(super) fn packed_pieces<'p>(
+        &'p self,
+        pack: &'p Held,
+        position: u64,
+    ) -> impl Iterator<Item = Piece<'p>> {
+        let of = |large: &Large| &self.contents[large.contents as usize];
+        let mut next = self.large.partition_point(|large| of(large).offset + of(large).size <= position);
+        let (mut position, packed_size) = (position, pack.len());
+        std::iter::from_fn(move || {
+            let Some(large) = self.large.get(next) else {
+                let len = self.size - position;
+                position = self.size;
+                return (len > 0).then_some(Piece::Packed { pack, offset: packed_size - len, len });
+            };
+            let of = of(large);
+            if position < of.offset {
+                let len = of.offset - position;
+                position = of.offset;
+                return Some(Piece::Packed { pack, offset: large.packed - len, len });
+            }
+            next += 1;
+            let skipped = position - of.offset;
+            position = of.offset + of.size;
+            Some(Piece::Contents { of, offset: skipped, len: of.size - skipped })
+        })
+    }
+
+    /// The framing from `position` to byte `offset` of the NAR, which is byte `end` of the framing.
+    fn framing_until(&self, offset: u64, end: u64, position: &mut u64) -> Piece<'_> {
+        let start = end - (offset - *position);
+        *position = offset;
+        Piece::Framing(&self.framing[start as usize..end as usize])
+    }
+
+    /// The first file whose contents end after `position`.
+    fn first_not_before(&self, position: u64) -> usize {
+        self.contents.partition_point(|of| of.offset + of.size <= position)
+    }
+}
+
+/// One walk: folders in progress are on a stack of its own, so depth costs no call stack, and few are open.
+struct Builder<'r> {
+    root: &'r Path,
+    case_hack: bool,
+    tree: Tree,
+    framing: Vec<u8>,
+    contents: Vec<Contents>,
+    /// The sizes of all contents so far.
+    bytes: u64,
+}
+
+/// What a folder holds that is still to come.
+struct Open {
+    folder: NodeId,
+    entries: std::vec::IntoIter<Entry>,
+}
+
+struct Entry {
+    name: CString,
+    file_type: FileType,
+}
+
+impl<'r> Builder<'r> {
+    fn new(root: &'r Path, case_hack: bool) -> Self {
+        let tree = Tree::default();
+        Self { root, case_hack, tree, framing: Vec::new(), contents: Vec::new(), bytes: 0 }
+    }
+
+    fn build(mut self) -> Result<Plan, NarError> {
+        // Before the walk: a tree that is put in this one's place meanwhile must not pass for it.
+        let origin = Origin::of(self.root)?;
+        let mut folders = Folders::new(self.root);
+        let mut open = Vec::new();
+        nar::begin(&mut self.framing);
+        let root = self.root.as_os_str().as_bytes();
+        open.extend(self.add(&mut folders, None, root, FileType::Unknown)?);
+        while let Some(Open { folder, entries }) = open.last_mut() {
+            if let Some(Entry { name, file_type }) = entries.next() {
+                nar::open_entry(&mut self.framing, nar_name(name.to_bytes(), self.case_hack));
+                let folder = Some(*folder);
+                match self.add(&mut folders, folder, name.to_bytes(), file_type)? {
+                    Some(inner) => open.push(inner),
+                    None => nar::close_entry(&mut self.framing),
+                }
+            } else {
+                nar::close_directory(&mut self.framing);
+                open.pop();
+                if !open.is_empty() {
+                    nar::close_entry(&mut self.framing);
+                }
+            }
+        }
+        Ok(self.finish(origin))
+    }
+
+    fn finish(mut self, origin: Origin) -> Plan {
+        self.tree.shrink();
+        Plan {
+            size: self.framing.len() as u64 + self.bytes,
+            tree: self.tree,
+            framing: self.framing.into_boxed_slice(),
+            large: large_files(&self.contents),
+            contents: self.contents.into_boxed_slice(),
+            origin,
+            opens_at_once: files::opens_at_once(self.root),
+            case_hack: self.case_hack,
+            listing: Mutex::new(Weak::<[u8; 0]>::new()),
+            pack: Mutex::new(None),
+        }
+    }
+
+    /// Adds the entry `name` of `folder`, or the root where there is no folder; a folder comes back opened,
+    /// to be gone through.
+    fn add(
+        &mut self,
+        folders: &mut Folders<'_>,
+        folder: Option<NodeId>,
+        name: &[u8],
+        file_type: FileType,
+    ) -> Result<Option<Open>, NarError> {
+        let at = match folder {
+            Some(folder) => folders.open(&self.tree, folder).map_err(|failed| self.folder_failed(failed))?,
+            None => CWD,
+        };
+        let (parent, tree_name) = folder.map_or((ROOT, &b""[..]), |folder| (folder, name));
+        let (file_type, stat) = match file_type {
+            FileType::Directory | FileType::Symlink => (file_type, None),
+            _ => {
+                let stat = retry_on_intr(|| statat(at, name, AtFlags::SYMLINK_NOFOLLOW))
+                    .map_err(|errno| self.failed(folder, name, "look at", errno))?;
+                (FileType::from_raw_mode(stat.st_mode), Some(stat))
+            }
+        };
+        match (file_type, stat) {
+            (FileType::Directory, _) => {
+                let added = self.tree.add_folder(parent, tree_name).map_err(|full| self.too_large(full))?;
+                nar::open_directory(&mut self.framing);
+                self.list(folders, added).map(Some)
+            }
+            (FileType::Symlink, _) => {
+                let target = readlinkat(at, name, Vec::new())
+                    .map_err(|errno| self.failed(folder, name, "read the link", errno))?;
+                let target = target.to_bytes();
+                self.tree.add_symlink(parent, tree_name, target).map_err(|full| self.too_large(full))?;
+                nar::symlink(&mut self.framing, target);
+                Ok(None)
+            }
+            (FileType::RegularFile, Some(stat)) => {
+                self.add_file(parent, tree_name, &stat).map_err(|full| self.too_large(full))?;
+                Ok(None)
+            }
+            (odd, _) => Err(NarError::Odd { file: self.place(folder, name), kind: kind_name(odd) }),
+        }
+    }
+
+    fn add_file(&mut self, parent: NodeId, name: &[u8], stat: &Stat) -> Result<(), Full> {
+        // At most PLAN_NODES files: the number fits.
+        let node = self.tree.add_file(parent, name, self.contents.len() as u32)?;
+        let size = stat.st_size as u64;
+        let executable = Mode::from_raw_mode(stat.st_mode).contains(Mode::XUSR);
+        nar::open_file(&mut self.framing, executable, size);
+        let framing = self.framing.len() as u64;
+        self.contents.push(Contents { node, executable, offset: framing + self.bytes, size, framing });
+        self.bytes += size;
+        nar::close_file(&mut self.framing, size);
+        Ok(())
+    }
+
+    /// Reads the folder's names and puts them in the NAR's order.
+    fn list(&self, folders: &mut Folders<'_>, folder: NodeId) -> Result<Open, NarError> {
+        let at = folders.open(&self.tree, folder).map_err(|failed| self.folder_failed(failed))?;
+        let mut entries = read_names(at).map_err(|errno| self.list_failed(folder, errno))?;
+        let key = |entry: &Entry| nar_name(entry.name.to_bytes(), self.case_hack).to_vec();
+        if self.case_hack {
+            entries.sort_by_cached_key(key);
+            if let Some(pair) = entries.windows(2).find(|pair| key(&pair[0]) == key(&pair[1])) {
+                let name = String::from_utf8_lossy(&key(&pair[0])).into_owned();
+                return Err(NarError::Collision { folder: self.tree.path(self.root, folder), name });
+            }
+        } else {
+            entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
+        }
+        Ok(Open { folder, entries: entries.into_iter() })
+    }
+
+    /// Where an entry of `folder` is on disk.
+    fn place(&self, folder: Option<NodeId>, name: &[u8]) -> PathBuf {
+        match folder {
+            Some(folder) => self.tree.path(self.root, folder).join(std::ffi::OsStr::from_bytes(name)),
+            None => self.root.to_path_buf(),
+        }
+    }
+
+    fn failed(&self, folder: Option<NodeId>, name: &[u8], doing: &'static str, errno: Errno) -> NarError {
+        if folder.is_none() && errno == Errno::NOENT {
+            return NarError::Missing { root: self.root.to_path_buf() };
+        }
+        NarError::Unreadable { file: self.place(folder, name), doing, errno }
+    }
+
+    fn folder_failed(&self, (folder, errno): (NodeId, Errno)) -> NarError {
+        NarError::Unreadable { file: self.tree.path(self.root, folder), doing: "open", errno }
+    }
+
+    fn list_failed(&self, folder: NodeId, errno: Errno) -> NarError {
+        NarError::Unreadable { file: self.tree.path(self.root, folder), doing: "list", errno }
+    }
+
+    fn too_large(&self, Full: Full) -> NarError {
+        NarError::TooLarge { root: self.root.to_path_buf() }
+    }
+}
+
+/// Those of a NAR's files that are sent from the store even where the rest comes from a pack.
+fn large_files(contents: &[Contents]) -> Box<[Large]> {
+    let mut bytes = 0;
+    let mut large = Vec::new();
+    // At most PLAN_NODES files: the number fits.
+    for (number, of) in (0..).zip(contents).filter(|(_, of)| of.size >= SENDFILE_MIN) {
+        large.push(Large { contents: number, packed: of.offset - bytes });
+        bytes += of.size;
+    }
+    large.into_boxed_slice()
+}
+
+/// The names in a folder but for `.` and `..`, in no order.
+fn read_names(folder: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
+    let mut entries = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            entries.push(Entry { name: entry.file_name().to_owned(), file_type: entry.file_type() });
+        }
+    }
+    Ok(entries)
+}
+
+/// A name as the NAR has it: up to the case-hack suffix, wherever in the name that is, as Nix does it.
+fn nar_name(name: &[u8], case_hack: bool) -> &[u8] {
+    let cut = if case_hack { memchr::memmem::find(name, CASE_HACK) } else { None };
+    &name[..cut.unwrap_or(name.len())]
+}
+
+fn kind_name(file_type: FileType) -> &'static str {
+    match file_type {
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        _ => "file of an unknown kind",
+    }
+}

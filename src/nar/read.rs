@@ -1,0 +1,141 @@
+//! A NAR as a stream, for those who want one: restoring, hashing. Answers are never sent this way.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use sha2::Digest;
+
+use super::{Cursor, Fetcher, NarError, Plan, Segment};
+use crate::formats::hash::Sha256;
+use crate::io::files;
+
+/// How much is read at a time to be hashed, in bytes: beyond this, larger reads gain nothing.
+const READ: usize = 128 * 1024;
+
+/// The SHA-256 of the NAR of the tree at `root`, and its size in bytes. Reads every file.
+///
+/// `case_hack`: see [`Plan::build`].
+///
+/// # Errors
+/// Where the tree cannot be read, cannot be in a NAR, or changes meanwhile.
+pub fn nar_hash(root: &Path, case_hack: bool) -> Result<(Sha256, u64), NarError> {
+    let plan = Arc::new(Plan::build(root, case_hack)?);
+    let size = plan.size();
+    let mut reader = Reader::new(Cursor::new(plan, Arc::from(root)));
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; READ];
+    loop {
+        match reader.fill(&mut buffer)? {
+            0 => return Ok((Sha256(hasher.finalize().into()), size)),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+/// What remains of a cursor, to be read. Errors carry the [`NarError`](super::NarError).
+#[derive(Debug)]
+pub struct Reader {
+    cursor: Cursor,
+    fetcher: Fetcher,
+    /// Fetched and not yet read, from byte `position` of the NAR.
+    segments: VecDeque<Segment>,
+    position: u64,
+}
+
+impl Reader {
+    /// A reader of what remains of `cursor`.
+    pub fn new(cursor: Cursor) -> Self {
+        let (position, fetcher) = (cursor.position(), Fetcher::batching());
+        Self { cursor, fetcher, segments: VecDeque::new(), position }
+    }
+
+    /// Reads what comes next into `buffer`: how many bytes, 0 at the end.
+    ///
+    /// # Errors
+    /// When a file is not as planned or cannot be read.
+    pub fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, NarError> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.segments.is_empty() {
+            self.segments = self.cursor.fetch_with(&mut self.fetcher)?.into();
+        }
+        let read = match self.segments.front() {
+            None => return Ok(0),
+            Some(Segment::Bytes(bytes)) => {
+                let len = bytes.len().min(buffer.len());
+                buffer[..len].copy_from_slice(&bytes[..len]);
+                len
+            }
+            Some(Segment::File { file, offset, len }) => {
+                // No longer than the buffer, so it fits.
+                let wanted = (buffer.len() as u64).min(*len) as usize;
+                let at = || self.cursor.file_at(self.position).unwrap_or_default();
+                match files::read_full(file, &mut buffer[..wanted], *offset) {
+                    Ok(read) if read == wanted => wanted,
+                    // An end that comes early is a changed file.
+                    Ok(_) => return Err(NarError::Changed { file: at() }),
+                    Err(errno) => return Err(NarError::Unreadable { file: at(), doing: "read", errno }),
+                }
+            }
+        };
+        self.advance(read);
+        Ok(read)
+    }
+
+    /// Takes `len` bytes off the first segment.
+    fn advance(&mut self, len: usize) {
+        self.position += len as u64;
+        let finished = match self.segments.front_mut() {
+            Some(Segment::Bytes(bytes)) => {
+                bytes::Buf::advance(bytes, len);
+                bytes.is_empty()
+            }
+            Some(Segment::File { offset, len: left, .. }) => {
+                *offset += len as u64;
+                *left -= len as u64;
+                *left == 0
+            }
+            None => false,
+        };
+        if finished {
+            self.segments.pop_front();
+        }
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fill(buffer).map_err(io::Error::other)
+    }
+}
+
+/// Hashes and counts what is read through it.
+pub struct Hashing<R> {
+    inner: R,
+    hasher: sha2::Sha256,
+    size: u64,
+}
+
+impl<R> Hashing<R> {
+    /// Hashes what is read of `inner` from here on.
+    pub fn new(inner: R) -> Self {
+        Self { inner, hasher: sha2::Sha256::new(), size: 0 }
+    }
+
+    /// The hash and the number of the bytes read.
+    pub fn finish(self) -> (Sha256, u64) {
+        (Sha256(self.hasher.finalize().into()), self.size)
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        self.size += read as u64;
+        Ok(read)
+    }
+}

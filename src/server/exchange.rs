@@ -1,0 +1,146 @@
+//! A request that is being answered, as far as it must outlive the bytes it came in.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::route::Route;
+use crate::formats::store_path::StorePath;
+use crate::http::{Body, Method, Request, Version, range};
+use crate::limits;
+use crate::metrics::Route as Label;
+use crate::store::roots::Lease;
+use crate::store::serve::Walk;
+use crate::store::served::Served;
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub struct Exchange {
+    /// What is asked for.
+    pub route: Route,
+    /// GET, HEAD or another.
+    pub method: Method,
+    /// The client's version of HTTP.
+    pub version: Version,
+    /// Whether the connection goes on after the answer.
+    pub keep_alive: bool,
+    /// The request's own body, to be dropped after the answer.
+    pub body: Body,
+    /// What the answer depends on besides the route; most requests have none.
+    pub conditions: Option<Box<Conditions>>,
+    /// When the head was complete.
+    pub started: Instant,
+    /// Keeps the store path from being collected, once an actor has taken it.
+    pub lease: Option<Lease>,
+    /// The path, while something is made of it.
+    pub served: Option<Arc<Served>>,
+    /// How many NARs had been compressed when a narinfo's was asked for.
+    pub finished: u64,
+    /// The Host that the client named, where a page shows it.
+    pub host: Option<String>,
+    /// A walk to a served file that waits to hear whether this path is valid.
+    pub walk: Option<Box<(StorePath, Walk)>>,
+}
+
+/// Range and the conditions beside it, as the client sent them.
+#[derive(Debug, Default)]
+pub struct Conditions {
+    /// Range
+    pub range: Option<Vec<u8>>,
+    /// If-Range
+    pub if_range: Option<Vec<u8>>,
+    /// If-None-Match
+    pub if_none_match: Option<Vec<u8>>,
+}
+
+impl Conditions {
+    /// Whether the client has the representation with this strong tag already.
+    pub fn match_tag(&self, etag: &str) -> bool {
+        !etag.is_empty() && self.if_none_match.as_deref().is_some_and(|tags| range::none_match(tags, etag))
+    }
+}
+
+impl Exchange {
+    /// The exchange that a request begins. `last` closes the connection after it.
+    pub fn new(request: &Request<'_>, last: bool, now: Instant) -> Self {
+        let conditional =
+            request.range.is_some() || request.if_range.is_some() || request.if_none_match.is_some();
+        let conditions = conditional.then(|| {
+            Box::new(Conditions {
+                range: request.range.map(<[u8]>::to_vec),
+                if_range: request.if_range.map(<[u8]>::to_vec),
+                if_none_match: request.if_none_match.map(<[u8]>::to_vec),
+            })
+        });
+        let route = Route::of(&request.target);
+        let host = match route {
+            Route::Landing => request.host.map(|host| String::from_utf8_lossy(host).into_owned()),
+            _ => None,
+        };
+        Self {
+            route,
+            host,
+            method: request.method,
+            version: request.version,
+            keep_alive: request.keep_alive && !last && droppable(request),
+            body: request.body,
+            conditions,
+            started: now,
+            lease: None,
+            served: None,
+            finished: 0,
+            walk: None,
+        }
+    }
+
+    /// An exchange for bytes that are no request.
+    pub fn unreadable(now: Instant) -> Self {
+        Self {
+            route: Route::Absent(Label::Other),
+            host: None,
+            method: Method::Other,
+            version: Version::H11,
+            keep_alive: false,
+            body: Body::None,
+            conditions: None,
+            started: now,
+            lease: None,
+            served: None,
+            finished: 0,
+            walk: None,
+        }
+    }
+
+    /// Whether the answer depends on the store's database.
+    pub fn needs_store(&self) -> bool {
+        match self.route {
+            Route::Narinfo { .. } | Route::Nar { .. } | Route::Compressed { .. } => true,
+            Route::Listing(_) | Route::Serve { .. } => true,
+            // It says how many paths there are.
+            Route::DebugInfo(_) | Route::Landing => true,
+            // The store's actor reads these anew each time.
+            Route::Log(_) | Route::Realisation(_) => false,
+            Route::CacheInfo | Route::Version | Route::Health => false,
+            Route::Metrics | Route::Absent(_) => false,
+        }
+    }
+
+    /// Whether a part of the answer is asked for.
+    pub fn wants_range(&self) -> bool {
+        self.conditions.as_ref().is_some_and(|conditions| conditions.range.is_some())
+    }
+
+    /// Whether only the head of the answer is wanted.
+    pub fn head_only(&self) -> bool {
+        self.method == Method::Head
+    }
+}
+
+/// Whether the request's body can be read and dropped, so that the next request is found behind it. One
+/// announced with Expect may never be sent, now that the final answer comes first.
+fn droppable(request: &Request<'_>) -> bool {
+    match request.body {
+        Body::None => true,
+        Body::Length(length) => !request.expect_continue && length <= limits::BODY_DISCARD_MAX,
+        Body::Chunked => !request.expect_continue,
+    }
+}

@@ -1,0 +1,134 @@
+//! The other actors' mailboxes, as a worker uses them.
+
+use super::resolve::Question;
+use super::transfer::Source;
+use crate::cache::compress::Wanted;
+use crate::cache::{actor as cache, pack};
+use crate::mailbox::{Refused, Sender, Ticket};
+use crate::nar::Cursor;
+use crate::nar::actor as nar;
+use crate::store::{actor as store, files, roots};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The mailboxes of the actors that workers ask.
+#[derive(Clone)]
+pub struct Rooms {
+    /// The database.
+    pub store: Sender<store::Request>,
+    /// NARs.
+    pub nar: Sender<nar::Request>,
+    /// Packs, where they are kept.
+    pub pack: Option<Sender<pack::Request>>,
+    /// Compressed NARs.
+    pub cache: Sender<cache::Request>,
+    /// Temporary roots.
+    pub roots: Sender<roots::Request>,
+    /// Build logs, served files, debug information.
+    pub files: Sender<files::Request>,
+    /// Where the store's files really are.
+    pub real_store: Arc<Path>,
+}
+
+/// An actor's mailbox is full, or it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy;
+
+impl<M> From<Refused<M>> for Busy {
+    fn from(_: Refused<M>) -> Self {
+        Self
+    }
+}
+
+impl Rooms {
+    /// Sends a question to its actor.
+    ///
+    /// # Errors
+    /// When the actor has too much to do.
+    pub fn ask(&self, ticket: Ticket, question: Question) -> Result<(), Busy> {
+        match question {
+            Question::Info(hash) => self.store.try_send(store::Request::Info { ticket, hash })?,
+            Question::Realisation(id) => self.store.try_send(store::Request::Realisation { ticket, id })?,
+            Question::Deriver(hash) => self.store.try_send(store::Request::Deriver { ticket, hash })?,
+            Question::Root(path) => self.roots.try_send(roots::Request::Take { ticket, path })?,
+            Question::Open(served) => {
+                let path = served.info.path.clone();
+                let root = self.real_store.join(path.as_str());
+                let nar_size = served.info.nar_size;
+                self.nar.try_send(nar::Request::Open { ticket, path, root, nar_size })?;
+            }
+            Question::Listing(served) => {
+                let path = served.info.path.clone();
+                let root = self.real_store.join(path.as_str());
+                let nar_size = served.info.nar_size;
+                self.nar.try_send(nar::Request::Listing { ticket, path, root, nar_size })?;
+            }
+            Question::Measure { path, nar_hash } => {
+                let root = self.real_store.join(path.as_str());
+                self.nar.try_send(nar::Request::Hash { ticket, path, root, nar_hash })?;
+            }
+            Question::Find { served, encoding } => {
+                let root = self.real_store.join(served.info.path.as_str()).into();
+                let nar_hash = served.info.nar_hash;
+                self.cache.try_send(cache::Request::Find { ticket, encoding, nar_hash, root })?;
+            }
+            Question::Compress { wanted, when } => {
+                self.cache.try_send(cache::Request::Open { ticket, wanted, when })?;
+            }
+            Question::Log(name) => self.files.try_send(files::Request::Log { ticket, name })?,
+            Question::Serve(walk) => self.files.try_send(files::Request::Serve { ticket, walk })?,
+            Question::DebugInfo(build_id) => {
+                self.files.try_send(files::Request::DebugInfo { ticket, build_id })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the store the size of a NAR, for whoever asks next.
+    pub fn tell_size(&self, measured: nar::Measured) {
+        let nar::Measured { path: hash, nar_hash, nar_size } = measured;
+        // What a full mailbox refuses is measured again.
+        let _ = self.store.try_send(store::Request::Computed { hash, nar_hash, nar_size });
+    }
+
+    /// Has a pack made for a NAR that is sent without one, for whoever asks next.
+    pub fn have_packed(&self, nar: &Cursor, asked: Instant) {
+        if let Some(pack) = &self.pack
+            && !nar.is_packed()
+            && nar.plan().has_small_files()
+        {
+            // What a full mailbox refuses is asked for again with the next request.
+            let _ = pack.try_send(pack::Request { nar: nar.clone(), asked });
+        }
+    }
+
+    /// Has a NAR compressed, for whoever asks next.
+    pub fn have_compressed(&self, wanted: Wanted) {
+        // What a full mailbox refuses is asked for again with the next request.
+        let _ = self.cache.try_send(cache::Request::Behind(wanted));
+    }
+
+    /// Hands a source to its actor, to be given back with the next segments.
+    ///
+    /// # Errors
+    /// When the actor has too much to do; the source is lost with the transfer.
+    pub fn fetch(&self, ticket: Ticket, source: Source) -> Result<(), Busy> {
+        match source {
+            Source::Nar(cursor) => self.nar.try_send(nar::Request::Fetch { ticket, cursor })?,
+            Source::Compressed(stream) => {
+                self.cache.try_send(cache::Request::Fetch { ticket, stream: *stream })?;
+            }
+            Source::Log(reader) => self.files.try_send(files::Request::ReadLog { ticket, reader })?,
+        }
+        Ok(())
+    }
+    /// Has a range of an open file read.
+    ///
+    /// # Errors
+    /// When the actor has too much to do.
+    pub fn read(&self, ticket: Ticket, file: Arc<File>, offset: u64, len: u64) -> Result<(), Busy> {
+        Ok(self.nar.try_send(nar::Request::Read { ticket, file, offset, len })?)
+    }
+}

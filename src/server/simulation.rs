@@ -1,0 +1,505 @@
+//! The worker and connection code over simulated sockets and a simulated clock: thousands of seeds, each a
+//! different order of arrivals, partial writes, stalls, resets, disk errors and actors' answers, with paths
+//! that come and go. The database, the plans and the files are real.
+//!
+//! A failure prints its seed; `HARMONIA_SEED=<seed> cargo test simulation` plays it again, and
+//! `HARMONIA_SEEDS=<count>` runs more of them.
+
+mod shop;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::shop::{Asked, Shop, Wish, answer, check, request};
+use super::Site;
+use super::compressed::Cold;
+use super::listener;
+use super::load::Load;
+use super::rooms::Rooms;
+use super::start::{self, CompressionPlan, Plan};
+use super::worker::{Message, Parts, Worker};
+use crate::cache::encode::{Encoding, Format};
+use crate::formats::signature::SecretKey;
+use crate::io::Io as _;
+use crate::io::simulated::{Dice, Net};
+use crate::limits;
+use crate::mailbox::{self, Outlet, Receiver};
+use crate::metrics::Metrics;
+use crate::nar::{Fetcher, actor as nars};
+use crate::store::actor as database;
+use crate::store::debuginfo::Catalogue;
+use crate::store::files::{self, Files};
+use crate::store::roots::{self, Lease};
+use crate::store::view::View;
+
+/// Seeds in an ordinary run.
+const SEEDS: u64 = 2000;
+
+/// A client with what it still wants and what it has asked.
+struct Client {
+    link: usize,
+    wishes: VecDeque<Wish>,
+    asked: Vec<Asked>,
+    /// Does not wait for answers before it asks again.
+    pipelines: bool,
+    /// Broke off by itself: what it has may be anything.
+    gone: bool,
+}
+
+/// One seed's run.
+struct Run<'s> {
+    shop: &'s mut Shop,
+    dice: Dice,
+    net: Net,
+    worker: Worker<Net>,
+    load: Arc<Load>,
+    inbox: mailbox::Sender<Message<usize>>,
+    clients: Vec<Client>,
+    valid: bool,
+    database: database::Store,
+    databases: (Receiver<database::Request>, Outlet<database::Answer>),
+    nars: (nars::Actor, Receiver<nars::Request>),
+    fetcher: Fetcher,
+    roots: Receiver<roots::Request>,
+    files: (Files, Receiver<files::Request>, Outlet<files::Answer>),
+    _listener: Receiver<listener::Message>,
+    metrics: Arc<Metrics>,
+    faults: bool,
+    /// Simulated time so far.
+    passed: Duration,
+}
+
+const CAPACITY: usize = 12;
+
+impl<'s> Run<'s> {
+    fn new(shop: &'s mut Shop, seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let faults = dice.once_in(3);
+        let net = Net::new(seed ^ 0x5eed, if faults { 40 } else { 0 });
+        let keys: Arc<[SecretKey]> = Arc::new([SecretKey::parse(&shop.key.to_text()).unwrap()]);
+        let (inbox, mailbox) = mailbox::bounded(4096, None);
+        let (store, stores) = mailbox::bounded(256, None);
+        let (nar, nar_requests) = mailbox::bounded(256, None);
+        let (roots, root_requests) = mailbox::bounded(256, None);
+        let (files, file_requests) = mailbox::bounded(256, None);
+        let (listener, listeners) = mailbox::bounded(256, None);
+        let metrics = Arc::new(Metrics::new(1));
+        let compression = CompressionPlan {
+            offered: None,
+            cold: Cold::Stream,
+            zstd: Encoding::new(Format::Zstd, 6),
+            xz: Encoding::new(Format::Xz, 6),
+            threads: 1,
+        };
+        let plan = Plan {
+            store: shop.settings.clone(),
+            bind: Vec::new(),
+            workers: 1,
+            connections: CAPACITY,
+            priority: 30,
+            cache: None,
+            tls: None,
+            compression,
+            keys: Arc::clone(&keys),
+        };
+        let load = Arc::new(Load::new(CAPACITY, net.now()));
+        let parts = Parts {
+            number: 0,
+            mailbox,
+            load: Arc::clone(&load),
+            listener,
+            rooms: Rooms {
+                store,
+                nar,
+                pack: None,
+                // No client here asks for a compressed NAR.
+                cache: mailbox::bounded(1, None).0,
+                roots,
+                files,
+                real_store: shop.settings.real_store.as_path().into(),
+            },
+            site: Arc::new(Site::new(
+                &plan,
+                start::compression(&compression, None, &metrics),
+                Arc::clone(&metrics),
+            )),
+            view: View::new(&shop.settings.database),
+            metrics: Arc::clone(&metrics.workers()[0]),
+        };
+        let to_worker = inbox.clone();
+        let nar_outlet = Outlet::new(move |ticket, answer| to_worker.send(Message::Nar(ticket, answer)));
+        let to_worker = inbox.clone();
+        let store_outlet = Outlet::new(move |ticket, answer| to_worker.send(Message::Store(ticket, answer)));
+        let to_worker = inbox.clone();
+        let file_outlet = Outlet::new(move |ticket, answer| to_worker.send(Message::Files(ticket, answer)));
+        let database = database::Store::open(&shop.settings, keys, metrics.store()).unwrap();
+        let file_actor = Files::new(shop.settings.clone(), Catalogue::default());
+        shop.register(true);
+        Self {
+            dice,
+            worker: Worker::new(net.clone(), parts),
+            net,
+            load,
+            inbox,
+            clients: Vec::new(),
+            valid: true,
+            database,
+            databases: (stores, store_outlet),
+            fetcher: Fetcher::default(),
+            nars: (nars::Actor::new(nar_outlet, false, metrics.nar()), nar_requests),
+            roots: root_requests,
+            files: (file_actor, file_requests, file_outlet),
+            _listener: listeners,
+            metrics,
+            faults,
+            passed: Duration::ZERO,
+            shop,
+        }
+    }
+
+    fn play(&mut self) {
+        for _ in 0..200 {
+            match self.dice.below(16) {
+                0 | 1 => self.arrive(),
+                2..=4 => self.ask(),
+                5..=7 => self.carry(),
+                8 | 9 => self.answer_one(),
+                10 => self.flicker(),
+                11 => self.disturb(),
+                12 => self.pass(),
+                _ => self.turn(),
+            }
+        }
+        self.settle();
+        self.judge();
+        self.close();
+    }
+
+    fn turn(&mut self) {
+        assert!(self.turn_once(), "a worker that is not draining goes on");
+        let open = self.clients.iter().filter(|client| self.net.look(client.link, |link| link.is_open()));
+        assert!(open.count() >= self.load.connections(), "no connection is counted that is not there");
+    }
+
+    /// One turn of the worker; whether there is another.
+    fn turn_once(&mut self) -> bool {
+        let pending = self.worker.requests.len();
+        let goes_on = self.worker.turn().unwrap();
+        assert!(pending == 0 || !self.net.would_sleep(), "{pending} requests would wait for the next event");
+        goes_on
+    }
+
+    /// A client connects, as the listener hands it over.
+    fn arrive(&mut self) {
+        if self.load.room() == 0 {
+            self.load.want(true);
+            self.inbox.send(Message::MakeRoom);
+            return;
+        }
+        let capacity = [300, 5_000, 100_000][self.dice.below(3)];
+        let link = self.net.connect(capacity);
+        let wishes = (0..1 + self.dice.below(6)).map(|_| self.wish()).collect();
+        let pipelines = self.dice.once_in(3);
+        self.clients.push(Client { link, wishes, asked: Vec::new(), pipelines, gone: false });
+        self.load.add();
+        self.inbox.send(Message::Connection(link));
+    }
+
+    fn wish(&mut self) -> Wish {
+        let which = self.dice.below(self.shop.goods.len());
+        match self.dice.below(12) {
+            0 => Wish::Health,
+            1..=3 => Wish::Narinfo(which),
+            4 | 5 => Wish::Nar(which, None),
+            6 | 7 => {
+                let size = self.shop.goods[which].nar.len();
+                let start = self.dice.below(size);
+                let end = start + 1 + self.dice.below(size - start);
+                Wish::Nar(which, Some((start as u64, end as u64)))
+            }
+            8 => Wish::Listing(which),
+            9 => Wish::Served(which),
+            10 => Wish::Absent,
+            _ if self.dice.once_in(3) => Wish::Nonsense,
+            _ => Wish::Put,
+        }
+    }
+
+    /// A client sends its next request.
+    fn ask(&mut self) {
+        let Some(number) = self.any_client() else { return };
+        let valid = self.valid;
+        let answered = self.answered(number);
+        let client = &mut self.clients[number];
+        if client.gone || (!client.pipelines && answered < client.asked.len()) {
+            return;
+        }
+        let Some(wish) = client.wishes.pop_front() else { return };
+        let text = request(&wish, &self.shop.goods);
+        self.net.send(client.link, text.as_bytes());
+        client.asked.push(Asked { wish, seen: [!valid, valid] });
+    }
+
+    /// Some bytes go their way, in either direction.
+    fn carry(&mut self) {
+        let Some(number) = self.any_client() else { return };
+        let link = self.clients[number].link;
+        let count = [1, 40, 1_000, 100_000][self.dice.below(4)];
+        if self.dice.once_in(2) {
+            self.net.deliver(link, count);
+        } else {
+            self.net.read(link, count);
+        }
+    }
+
+    /// One of the actors answers one question.
+    fn answer_one(&mut self) {
+        match self.dice.below(4) {
+            0 => {
+                if let Some(request) = self.databases.0.try_recv() {
+                    self.database.handle(request, &self.databases.1);
+                }
+            }
+            1 => {
+                if let Some(request) = self.nars.1.try_recv() {
+                    self.nars.0.handle(request, &mut self.fetcher);
+                }
+            }
+            2 => {
+                if let Some(roots::Request::Take { ticket, .. }) = self.roots.try_recv() {
+                    self.inbox.send(Message::Roots(ticket, roots::Answer::Rooted(Lease::EMPTY)));
+                }
+            }
+            _ => {
+                if let Some(request) = self.files.1.try_recv() {
+                    self.files.0.handle(request, &self.files.2);
+                }
+            }
+        }
+    }
+
+    /// The flickering path is registered or deleted.
+    fn flicker(&mut self) {
+        self.valid = !self.valid;
+        self.shop.register(self.valid);
+        for client in &mut self.clients {
+            for asked in &mut client.asked {
+                asked.seen[usize::from(self.valid)] = true;
+            }
+        }
+    }
+
+    /// A client gives up.
+    fn disturb(&mut self) {
+        if !self.dice.once_in(3) {
+            return;
+        }
+        let Some(number) = self.any_client() else { return };
+        let client = &mut self.clients[number];
+        if self.dice.once_in(2) {
+            client.gone = true;
+            self.net.reset(client.link);
+        } else {
+            // Half-closed: what was asked is still answered.
+            client.wishes.clear();
+            self.net.end(client.link);
+        }
+    }
+
+    /// Time passes; seldom so much that limits are reached.
+    fn pass(&mut self) {
+        let millis = [1, 50, 1_500, 25_000][self.dice.below(4)];
+        if millis < 25_000 || self.dice.once_in(10) {
+            self.passed += Duration::from_millis(millis);
+            self.net.pass(Duration::from_millis(millis));
+        }
+    }
+
+    /// Time passes in which no actor answers.
+    fn hang(&mut self, time: Duration) {
+        for _ in 0..time.as_secs() {
+            self.net.pass(Duration::from_secs(1));
+            self.turn();
+        }
+    }
+
+    /// Everything that was sent arrives, everything is answered, and every client reads.
+    fn settle(&mut self) {
+        let mut still = 0;
+        while still < 4 {
+            still = if self.is_still() { still + 1 } else { 0 };
+            for number in 0..self.clients.len() {
+                let link = self.clients[number].link;
+                self.net.deliver(link, usize::MAX);
+                self.net.read(link, usize::MAX);
+            }
+            for _ in 0..16 {
+                self.answer_one();
+            }
+            self.turn();
+        }
+    }
+
+    /// Whether nothing is on its way anywhere.
+    fn is_still(&self) -> bool {
+        let rooms =
+            self.databases.0.depth() + self.nars.1.depth() + self.roots.depth() + self.files.1.depth();
+        let moving = |client: &Client| self.net.look(client.link, |link| link.is_moving());
+        rooms + self.inbox.depth() == 0 && !self.clients.iter().any(moving)
+    }
+
+    /// Every request that was asked on a connection that lasted has its answer, in order, and it is right.
+    fn judge(&self) {
+        for (number, client) in self.clients.iter().enumerate() {
+            let (aborted, left) = self.net.look(client.link, |link| (link.aborted, link.all_taken()));
+            let received = self.net.look(client.link, |link| link.received.clone());
+            let mut rest = &received[..];
+            let mut answers = 0;
+            for asked in &client.asked {
+                match answer(rest, &asked.wish) {
+                    Some((408, _, len)) if self.passed >= limits::HEAD_TIME => {
+                        rest = &rest[len..];
+                        break;
+                    }
+                    Some((503, _, len)) if self.passed >= limits::ANSWER_TIME => {
+                        rest = &rest[len..];
+                        answers += 1;
+                    }
+                    Some((status, body, len)) => {
+                        check(asked, status, body, &self.shop.goods)
+                            .unwrap_or_else(|wrong| panic!("client {number}, answer {answers}: {wrong}"));
+                        rest = &rest[len..];
+                        answers += 1;
+                    }
+                    None => break,
+                }
+            }
+            let closed = self.net.look(client.link, |link| link.closed || link.finished);
+            let broken = client.gone || (aborted && (self.faults || self.passed >= limits::FETCH_TIME));
+            if broken {
+                continue;
+            }
+            assert!(!aborted, "client {number} was reset for no reason");
+            if !closed {
+                assert_eq!(
+                    answers,
+                    client.asked.len(),
+                    "client {number} waits: {:?}",
+                    client.asked[answers].wish
+                );
+                assert!(left, "client {number} is not read from");
+            }
+            assert!(rest.is_empty(), "client {number} has more than it asked for: {} bytes", rest.len());
+        }
+    }
+
+    /// Draining closes everything and loses nothing: neither what is in flight, nor a request on a connection
+    /// that the listener hands over before it has heard of the end. Only one without a request is not waited for.
+    fn close(&mut self) {
+        self.inbox.send(Message::Drain);
+        let silent = self.late();
+        let asking = self.late();
+        self.net.send(asking, request(&Wish::Health, &[]).as_bytes());
+        self.net.deliver(asking, usize::MAX);
+        self.drain();
+        let received = |link| self.net.look(link, |link| link.received.clone());
+        assert!(received(silent).is_empty());
+        let answered = answer(&received(asking), &Wish::Health).map(|(status, ..)| status);
+        assert_eq!(answered, Some(200), "a request that came during the drain");
+    }
+
+    /// A connection from a client that wants nothing yet; the listener does not look for room here.
+    fn late(&mut self) -> usize {
+        let link = self.net.connect(5_000);
+        let client =
+            Client { link, wishes: VecDeque::new(), asked: Vec::new(), pipelines: false, gone: false };
+        self.clients.push(client);
+        self.load.add();
+        self.inbox.send(Message::Connection(link));
+        link
+    }
+
+    /// Turns without a second passing until the worker ends.
+    fn drain(&mut self) {
+        for _ in 0..10_000 {
+            for client in &self.clients {
+                self.net.read(client.link, usize::MAX);
+                if self.net.look(client.link, |link| link.finished && link.is_open()) {
+                    self.net.end(client.link);
+                }
+            }
+            for _ in 0..8 {
+                self.answer_one();
+            }
+            if !self.turn_once() {
+                assert_eq!(self.load.connections(), 0, "a place was not given back");
+                for client in &self.clients {
+                    assert!(!self.net.look(client.link, |link| link.is_open()), "a connection was left open");
+                }
+                return;
+            }
+        }
+        panic!("draining does not end");
+    }
+
+    fn any_client(&mut self) -> Option<usize> {
+        let count = self.clients.len();
+        (count > 0).then(|| count - 1 - self.dice.below(count.min(8)))
+    }
+
+    /// How many answers a client has whole.
+    fn answered(&self, number: usize) -> usize {
+        let client = &self.clients[number];
+        self.net.look(client.link, |link| {
+            let mut rest = &link.received[..];
+            let mut count = 0;
+            for asked in &client.asked {
+                let Some((_, _, len)) = answer(rest, &asked.wish) else { break };
+                rest = &rest[len..];
+                count += 1;
+            }
+            count
+        })
+    }
+}
+
+/// A transfer whose disk hangs gives its place back, and its peer learns that no more comes.
+#[test]
+fn a_transfer_is_cut_when_its_disk_hangs() {
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let link = run.late();
+    run.net.send(link, request(&Wish::Nar(0, None), &run.shop.goods).as_bytes());
+    run.net.deliver(link, usize::MAX);
+    let begins = |run: &Run<'_>| run.net.look(link, |link| !link.received.is_empty());
+    while !begins(&run) {
+        run.turn();
+        run.net.read(link, usize::MAX);
+        if !begins(&run) {
+            run.answer_one();
+        }
+    }
+    let is_cut = |run: &Run<'_>| run.net.look(link, |link| link.aborted);
+    run.hang(limits::FETCH_TIME);
+    assert!(!is_cut(&run), "it is given its time");
+    run.hang(2 * limits::TICK);
+    assert!(is_cut(&run));
+    assert_eq!(run.load.connections(), 0);
+    assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"stalled\"} 1"));
+}
+
+#[test]
+fn simulation() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("HARMONIA_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("HARMONIA_SEEDS").unwrap_or(SEEDS),
+    };
+    let mut shop = Shop::new();
+    for seed in seeds {
+        let played =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Run::new(&mut shop, seed).play()));
+        assert!(played.is_ok(), "the seed was {seed}: HARMONIA_SEED={seed} cargo test simulation");
+    }
+}

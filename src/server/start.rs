@@ -1,0 +1,463 @@
+//! Starting: builds the rooms' actors, wires their mailboxes, and ends them again.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use super::Site;
+use super::compressed::{Cold, Compression};
+use super::listener::{self, Acceptor, Peer};
+use super::load::Load;
+use super::rooms::Rooms;
+use super::worker::{self, Parts, Worker};
+use crate::cache::compress::Compressor;
+use crate::cache::encode::{Encoding, Format};
+use crate::cache::pack::{self, Packer};
+use crate::cache::{self, Cache};
+use crate::formats::signature::SecretKey;
+use crate::io::descriptors;
+use crate::io::listen::{Address, InheritError, Listener};
+use crate::io::poll::Poll;
+use crate::io::socket::Socket;
+use crate::io::tls::Tls;
+use crate::mailbox::{self, Outlet, Receiver, Sender, Ticket};
+use crate::metrics::{Actor, Metrics};
+use crate::store::debuginfo::{Catalogue, Watcher};
+use crate::store::files::Files;
+use crate::store::roots::Roots;
+use crate::store::view::View;
+use crate::store::{self, StoreError, actor as store_actor};
+use crate::{limits, nar};
+
+/// What a server is made of; validated values, nothing open.
+#[derive(Debug)]
+pub struct Plan {
+    /// Where the store is.
+    pub store: store::Settings,
+    /// Where to listen; at least one.
+    pub bind: Vec<Address>,
+    /// Worker actors, at least one.
+    pub workers: usize,
+    /// The most connections one worker holds, at least one.
+    pub connections: usize,
+    /// The priority that clients are told; lower is asked first.
+    pub priority: i32,
+    /// What is made of NARs is kept in this folder, up to so many bytes.
+    pub cache: Option<(PathBuf, u64)>,
+    /// Encrypts what comes by TCP.
+    pub tls: Option<Tls>,
+    /// How NARs are compressed.
+    pub compression: CompressionPlan,
+    /// Every key signs.
+    pub keys: Arc<[SecretKey]>,
+}
+
+/// How NARs are to be compressed.
+#[derive(Clone, Copy, Debug)]
+pub struct CompressionPlan {
+    /// What narinfos offer; `None` for NARs as they are.
+    pub offered: Option<Format>,
+    /// What becomes of a NAR that has not been compressed yet.
+    pub cold: Cold,
+    /// How `.nar.zst` is made.
+    pub zstd: Encoding,
+    /// How `.nar.xz` is made.
+    pub xz: Encoding,
+    /// How many threads do it, at least one.
+    pub threads: usize,
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the service manager listens at cannot be taken over.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    /// An address is taken.
+    #[error("{address} is in use already: stop what listens there, or choose another address with --bind")]
+    Taken {
+        /// The address.
+        address: Address,
+    },
+    /// An address cannot be listened at.
+    #[error("cannot listen at {address}: {source}")]
+    Listen {
+        /// The address.
+        address: Address,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system gave no thread, poll or descriptor.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A server that runs.
+pub struct Server {
+    addresses: Vec<Address>,
+    connections: usize,
+    listener: Sender<listener::Message>,
+    workers: Workers,
+    store: Sender<store_actor::Request>,
+    compressor: Compressor,
+    /// Listener and workers.
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    /// Those that answer the workers; they end when nobody can ask them any more.
+    actors: Vec<JoinHandle<()>>,
+    /// The threads that work for nobody in particular, on debug information and packs, live as long as this.
+    life: Sender<Infallible>,
+}
+
+/// The worker mailboxes, by number.
+type Workers = Arc<[Sender<worker::Message<Socket>>]>;
+
+impl Server {
+    /// Starts every actor and begins to serve.
+    ///
+    /// # Errors
+    /// When the store cannot be used, an address cannot be listened at, or the system refuses.
+    pub fn start(plan: Plan) -> Result<Self, StartError> {
+        let listeners = match Listener::inherited()? {
+            inherited if inherited.is_empty() => bind_all(&plan.bind)?,
+            inherited => inherited.into_iter().map(named).collect(),
+        };
+        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        let connections = affordable(plan.workers, plan.connections);
+        let mut metrics = Metrics::new(plan.workers);
+
+        let polls = (0..plan.workers).map(|_| Poll::new()).collect::<io::Result<Vec<_>>>()?;
+        let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
+            polls.iter().map(|poll| mailbox::bounded(capacity(2 * connections), Some(poll.wake()))).unzip();
+        let workers: Workers = mailboxes.into();
+
+        let questions = capacity(plan.workers * connections);
+        let (store, store_inbox) = mailbox::bounded(questions, None);
+        let (nar, nar_inbox) = mailbox::bounded(questions, None);
+        let (pack, pack_inbox) = mailbox::bounded(limits::PACK_QUEUE, None);
+        let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
+        let (roots, roots_inbox) = mailbox::bounded(questions, None);
+        let (files, files_inbox) = mailbox::bounded(questions, None);
+        let listener_poll = Poll::new()?;
+        let (listener, listener_inbox) = mailbox::bounded(limits::MAILBOX_SPARE, Some(listener_poll.wake()));
+
+        watch(&mut metrics, Actor::Store, &store_inbox);
+        watch(&mut metrics, Actor::Nar, &nar_inbox);
+        watch(&mut metrics, Actor::Pack, &pack_inbox);
+        watch(&mut metrics, Actor::Cache, &cache_inbox);
+        watch(&mut metrics, Actor::Roots, &roots_inbox);
+        watch(&mut metrics, Actor::Files, &files_inbox);
+        watch(&mut metrics, Actor::Listener, &listener_inbox);
+        inboxes.iter().for_each(|inbox| watch(&mut metrics, Actor::Worker, inbox));
+        let metrics = Arc::new(metrics);
+
+        let settings = &plan.store;
+        let mut actors = start_nars(&metrics, &nar_inbox, &workers)?;
+        actors.push(start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?);
+        actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
+        let (life, lives) = mailbox::bounded(1, None);
+        let kept = plan.cache.as_ref().and_then(open_cache);
+        let packer = start_packs(kept.as_ref(), &metrics, pack_inbox, lives.clone())?;
+        let pack = packer.is_some().then_some(pack);
+        actors.extend(packer);
+        let kept = kept.map(|(cache, _)| cache);
+        let compression = compression(&plan.compression, kept, &metrics);
+        let compressor = compression.compressor.clone();
+        actors.extend(compressor.spawn(plan.compression.threads)?);
+        let cached = cache::actor::Actor::new(compressor.clone(), outlet(&workers, worker::Message::Cache));
+        actors.extend(cached.spawn(limits::CACHE_THREADS, &cache_inbox)?);
+        actors.extend(start_files(settings, &files_inbox, lives, &workers)?);
+
+        let rooms = Rooms {
+            store: store.clone(),
+            nar,
+            pack,
+            cache,
+            roots,
+            files,
+            real_store: settings.real_store.as_path().into(),
+        };
+        let site = Arc::new(Site::new(&plan, compression, Arc::clone(&metrics)));
+        let epoch = Instant::now();
+        let mut threads = Vec::new();
+        let mut peers = Vec::new();
+        for (number, (poll, inbox)) in polls.into_iter().zip(inboxes).enumerate() {
+            let load = Arc::new(Load::new(connections, epoch));
+            peers.push(Peer { load: Arc::clone(&load), mailbox: workers[number].clone() });
+            let parts = Parts {
+                // The configuration bounds workers far below this.
+                number: number as u16,
+                mailbox: inbox,
+                load,
+                listener: listener.clone(),
+                rooms: rooms.clone(),
+                site: Arc::clone(&site),
+                view: View::new(&settings.database),
+                metrics: Arc::clone(&metrics.workers()[number]),
+            };
+            let worker = Worker::new(poll, parts);
+            threads
+                .push(thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run())?);
+        }
+        let acceptor =
+            Acceptor::new(listener_poll, listeners, plan.tls, peers, listener_inbox, metrics.listener())?;
+        threads.push(thread::Builder::new().name("listener".to_owned()).spawn(move || acceptor.run())?);
+        Ok(Self { addresses, connections, listener, workers, store, compressor, threads, actors, life })
+    }
+
+    /// Where it listens, with the ports that the system chose.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// The most connections one worker holds, after the limit on descriptors was taken into account.
+    pub fn connections_per_worker(&self) -> usize {
+        self.connections
+    }
+
+    /// Signs with these keys from now on.
+    pub fn replace_keys(&self, keys: Arc<[SecretKey]>) {
+        self.store.send(store_actor::Request::Keys(keys));
+    }
+
+    /// Stops accepting, and lets what is in flight come to its end within [`limits::DRAIN_TIME`].
+    pub fn drain(&self) {
+        self.listener.send(listener::Message::Drain);
+        for worker in &self.workers[..] {
+            worker.send(worker::Message::Drain);
+        }
+    }
+
+    /// What tells whether the server takes its turns.
+    pub fn pulses(&self) -> Pulses {
+        Pulses { workers: Arc::clone(&self.workers), listener: self.listener.clone() }
+    }
+
+    /// Waits until every worker has ended, and what they asked has put its things away.
+    ///
+    /// # Errors
+    /// When one of them failed, which nothing that a client does can cause.
+    pub fn wait(self) -> io::Result<()> {
+        for thread in self.threads {
+            match thread.join() {
+                Ok(outcome) => outcome?,
+                // The panic has been reported by the thread itself.
+                Err(_) => return Err(io::Error::other("a worker has panicked")),
+            }
+        }
+        self.compressor.end();
+        drop((self.store, self.compressor, self.life));
+        for actor in self.actors {
+            // The same; and it has nothing to lose any more.
+            let _ = actor.join();
+        }
+        Ok(())
+    }
+}
+
+/// Asks the listener and every worker to show that they take turns.
+#[derive(Clone)]
+pub struct Pulses {
+    workers: Workers,
+    listener: Sender<listener::Message>,
+}
+
+impl Pulses {
+    /// How many beats [`Pulses::ask`] brings from a server that is well.
+    pub fn expected(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Asks all for a beat; each counts one up at its next turn. Waits for nobody.
+    pub fn ask(&self) -> Arc<AtomicUsize> {
+        let beats = Arc::new(AtomicUsize::new(0));
+        // One whose mailbox is full has long taken no turn, and will be missed.
+        let _ = self.listener.try_send(listener::Message::Pulse(Arc::clone(&beats)));
+        for worker in &self.workers[..] {
+            let _ = worker.try_send(worker::Message::Pulse(Arc::clone(&beats)));
+        }
+        beats
+    }
+}
+
+/// Says what an inherited socket is called, as nothing else does.
+fn named((listener, name): (Listener, String)) -> Listener {
+    tracing::info!("taking over the socket {name} at {}", listener.address());
+    listener
+}
+
+fn bind_all(addresses: &[Address]) -> Result<Vec<Listener>, StartError> {
+    let bind = |address: &Address| {
+        Listener::bind(address).map_err(|source| {
+            let address = address.clone();
+            match source.kind() {
+                io::ErrorKind::AddrInUse => StartError::Taken { address },
+                _ => StartError::Listen { address, source },
+            }
+        })
+    };
+    addresses.iter().map(bind).collect()
+}
+
+/// What one worker may hold, given the descriptors that the process can have.
+fn affordable(workers: usize, wanted: usize) -> usize {
+    let descriptors = descriptors::raise_limit();
+    let spare = descriptors.now.saturating_sub(limits::DESCRIPTORS_OWN);
+    let each = spare / limits::DESCRIPTORS_PER_CONNECTION / workers as u64;
+    let held = wanted.min(usize::try_from(each).unwrap_or(usize::MAX)).max(1);
+    if held < wanted {
+        tracing::warn!(
+            "the limit of {} open files allows {held} connections a worker, not {wanted}; \
+             raise it with ulimit -n or LimitNOFILE=",
+            descriptors.now
+        );
+    }
+    held
+}
+
+fn capacity(questions: usize) -> usize {
+    (questions + limits::MAILBOX_SPARE).min(limits::MAILBOX_MAX)
+}
+
+/// The way back to the workers for one actor's answers.
+fn outlet<A: 'static>(workers: &Workers, wrap: fn(Ticket, A) -> worker::Message<Socket>) -> Outlet<A> {
+    let workers = Arc::clone(workers);
+    Outlet::new(move |ticket: Ticket, answer| {
+        if let Some(worker) = workers.get(usize::from(ticket.worker)) {
+            worker.send(wrap(ticket, answer));
+        }
+    })
+}
+
+/// Shows how full a mailbox is. By its receiver: a sender kept for this would keep the actor from ending.
+fn watch<M: Send + 'static>(metrics: &mut Metrics, actor: Actor, inbox: &Receiver<M>) {
+    let inbox = inbox.clone();
+    metrics.watch(actor, move || inbox.depth());
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(run)
+}
+
+fn start_store(
+    settings: &store::Settings,
+    keys: &Arc<[SecretKey]>,
+    metrics: &Metrics,
+    inbox: Receiver<store_actor::Request>,
+    workers: &Workers,
+) -> Result<JoinHandle<()>, StartError> {
+    let store = store_actor::Store::open(settings, Arc::clone(keys), metrics.store())?;
+    let outlet = outlet(workers, worker::Message::Store);
+    Ok(spawn("store", move || store.run(&inbox, &outlet))?)
+}
+
+fn start_nars(
+    metrics: &Metrics,
+    inbox: &Receiver<nar::actor::Request>,
+    workers: &Workers,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let outlet = outlet(workers, worker::Message::Nar);
+    nar::actor::Actor::new(outlet, nar::CASE_HACK, metrics.nar()).spawn(limits::NAR_THREADS, inbox)
+}
+
+/// The cache, with how much it may hold; none where it cannot be used.
+fn open_cache((folder, max_size): &(PathBuf, u64)) -> Option<(Arc<Cache>, u64)> {
+    match Cache::open(folder, *max_size) {
+        Ok(cache) => Some((Arc::new(cache), *max_size)),
+        Err(error) => {
+            tracing::warn!(
+                "cache_dir: {error}; NARs are read from the store each time, which costs more (cache_max_size = 0 \
+                 says that this is meant)"
+            );
+            None
+        }
+    }
+}
+
+/// The actor that makes packs; none where nothing is kept.
+fn start_packs(
+    cache: Option<&(Arc<Cache>, u64)>,
+    metrics: &Metrics,
+    inbox: Receiver<pack::Request>,
+    life: Receiver<Infallible>,
+) -> io::Result<Option<JoinHandle<()>>> {
+    let Some((cache, max_size)) = cache else { return Ok(None) };
+    let packer = Packer::new(Arc::clone(cache), *max_size, metrics.pack());
+    spawn("pack", move || packer.run(&inbox, &life)).map(Some)
+}
+
+/// Without a cache nothing is offered: a compressed NAR could not be resumed.
+pub(super) fn compression(
+    plan: &CompressionPlan,
+    cache: Option<Arc<Cache>>,
+    metrics: &Metrics,
+) -> Compression {
+    Compression {
+        offered: plan.offered.filter(|_| cache.is_some()),
+        cold: plan.cold,
+        zstd: plan.zstd,
+        xz: plan.xz,
+        compressor: Compressor::new(cache, metrics.compress()),
+    }
+}
+
+fn start_roots(
+    settings: &store::Settings,
+    metrics: &Metrics,
+    inbox: Receiver<store::roots::Request>,
+    workers: &Workers,
+) -> io::Result<JoinHandle<()>> {
+    let outlet = outlet(workers, worker::Message::Roots);
+    let roots = Roots::new(settings, metrics.roots());
+    spawn("roots", move || roots.run(inbox, outlet))
+}
+
+fn start_files(
+    settings: &store::Settings,
+    inbox: &Receiver<store::files::Request>,
+    life: Receiver<Infallible>,
+    workers: &Workers,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let catalogue = Catalogue::default();
+    let watcher = Watcher::new(settings, catalogue.clone());
+    let files = Files::new(settings.clone(), catalogue);
+    let start = |number| {
+        let (files, inbox) = (files.clone(), inbox.clone());
+        let outlet = outlet(workers, worker::Message::Files);
+        spawn(&format!("files-{number}"), move || files.run(inbox, outlet))
+    };
+    let mut actors = (0..limits::FILES_THREADS).map(start).collect::<io::Result<Vec<_>>>()?;
+    actors.push(spawn("debuginfo", move || watcher.run(life))?);
+    Ok(actors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn who_takes_no_turn_is_missed() {
+        let (listener, at_listener) = mailbox::bounded(4, None);
+        let (first, at_first) = mailbox::bounded(4, None);
+        let (second, at_second) = mailbox::bounded::<worker::Message<Socket>>(4, None);
+        let pulses = Pulses { workers: [first, second].into(), listener };
+        let beats = pulses.ask();
+        let Some(listener::Message::Pulse(beat)) = at_listener.try_recv() else { panic!("it is asked") };
+        beat.fetch_add(1, Ordering::Relaxed);
+        let Some(worker::Message::Pulse(beat)) = at_first.try_recv() else { panic!("it is asked") };
+        beat.fetch_add(1, Ordering::Relaxed);
+        assert_eq!((beats.load(Ordering::Relaxed), pulses.expected()), (2, 3));
+        // Nor does it hold anybody up when its mailbox has filled.
+        for _ in 0..10 {
+            pulses.ask();
+        }
+        assert_eq!(at_second.depth(), 4);
+    }
+}

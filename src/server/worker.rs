@@ -1,0 +1,592 @@
+//! A worker: one thread, one poll, a slice of the connections. It never waits for a disk, a database or
+//! another actor; what needs them is asked, and the connection parked until the answer arrives.
+//!
+//! A turn reads first and answers afterwards. Between the two it looks, once, whether the store has
+//! changed: so every request of the turn arrived before the look, and a path registered before a request
+//! is served by it. To read during the second half would break that.
+
+use std::io::{ErrorKind, Result};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::compressed::Memory;
+use super::connection::{Connection, Next, Overdue, State};
+use super::exchange::Exchange;
+use super::faults::Faults;
+use super::load::Load;
+pub use super::message::Message;
+use super::resolve::{self, Arrival, Desk, Question, Step};
+use super::rooms::Rooms;
+use super::slice::Slice;
+use super::transfer::Source;
+use super::{Site, listener};
+use crate::cache::actor as cache;
+use crate::http::{DateCache, Status};
+use crate::io::{Event, Io};
+use crate::limits;
+use crate::mailbox::{Receiver, Sender, Ticket};
+use crate::metrics::{Closed, NarAbort, WorkerMetrics};
+use crate::nar::{Fetcher, Segment, actor as nar};
+use crate::store::view::{Look, View};
+use crate::store::{actor as store, files, roots};
+
+/// A connection with its socket.
+pub(super) struct Seat<S> {
+    pub(super) socket: S,
+    pub(super) connection: Connection,
+    /// There may be something to read.
+    pub(super) readable: bool,
+    /// There may be room to write.
+    pub(super) writable: bool,
+    /// The peer has closed or reset: read on until that shows, no new event will come.
+    pub(super) hung_up: bool,
+}
+
+/// Where this worker stands with the store.
+enum Freshness {
+    /// Not looked in this turn.
+    Unknown,
+    /// Looked in this turn: what the view says holds.
+    Fresh,
+    /// A refresh was asked for: with which serial, whether in this turn, and who waits for it.
+    Asked { serial: u32, now: bool, waiting: Vec<Parked> },
+}
+
+/// A request that waits for a refresh: its connection and its serial.
+type Parked = (usize, u32);
+
+/// The slot of a ticket that no connection stands behind.
+const NO_SLOT: u32 = u32::MAX;
+
+/// The worker actor.
+pub struct Worker<I: Io> {
+    pub(super) io: I,
+    pub(super) number: u16,
+    pub(super) seats: Slice<Seat<I::Socket>>,
+    mailbox: Receiver<Message<I::Socket>>,
+    listener: Sender<listener::Message>,
+    pub(super) rooms: Rooms,
+    pub(super) site: Arc<Site>,
+    view: View,
+    memory: Memory,
+    pub(super) load: Arc<Load>,
+    pub(super) metrics: Arc<WorkerMetrics>,
+    pub(super) faults: Faults,
+    pub(super) serial: u32,
+    freshness: Freshness,
+    /// Requests that came too late for the refresh in flight.
+    late: Vec<Parked>,
+    /// Requests read in this turn, to be answered in its second half.
+    pub(super) requests: Vec<(usize, Exchange)>,
+    /// Connections to read from, and to send to, in the next turn whatever the poll says.
+    pub(super) to_read: Vec<usize>,
+    pub(super) to_send: Vec<usize>,
+    events: Vec<Event>,
+    buffer: Box<[u8]>,
+    pub(super) head: Vec<u8>,
+    pub(super) fetcher: Fetcher,
+    pub(super) date: DateCache,
+    next_tick: Instant,
+    /// Draining, and until when.
+    pub(super) drain: Option<Instant>,
+}
+
+/// What a worker is built from, besides its poll.
+pub struct Parts<S> {
+    /// Its number, from 0.
+    pub number: u16,
+    /// Its mailbox.
+    pub mailbox: Receiver<Message<S>>,
+    /// Its load, shared with the listener.
+    pub load: Arc<Load>,
+    /// The listener's mailbox.
+    pub listener: Sender<listener::Message>,
+    /// The other actors' mailboxes.
+    pub rooms: Rooms,
+    /// What is served, as far as it does not change.
+    pub site: Arc<Site>,
+    /// Its view of the store.
+    pub view: View,
+    /// Its counters.
+    pub metrics: Arc<WorkerMetrics>,
+}
+
+impl<I: Io> Worker<I> {
+    /// A worker without connections.
+    pub fn new(io: I, parts: Parts<I::Socket>) -> Self {
+        let Parts { number, mailbox, load, listener, rooms, site, view, metrics } = parts;
+        let next_tick = io.now() + limits::TICK;
+        Self {
+            io,
+            number,
+            seats: Slice::default(),
+            mailbox,
+            listener,
+            rooms,
+            site,
+            view,
+            memory: Memory::default(),
+            load,
+            metrics,
+            faults: Faults::default(),
+            serial: 0,
+            freshness: Freshness::Unknown,
+            late: Vec::new(),
+            requests: Vec::new(),
+            to_read: Vec::new(),
+            to_send: Vec::new(),
+            events: Vec::new(),
+            buffer: vec![0; limits::READ_BYTES].into(),
+            head: Vec::new(),
+            fetcher: Fetcher::default(),
+            date: DateCache::new(),
+            next_tick,
+            drain: None,
+        }
+    }
+
+    /// Turns until drained.
+    ///
+    /// # Errors
+    /// When the poll fails; nothing that a client does causes that.
+    pub fn run(mut self) -> Result<()> {
+        while self.turn()? {}
+        self.faults.settle();
+        Ok(())
+    }
+
+    /// One turn; says whether there is another.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn turn(&mut self) -> Result<bool> {
+        let mut events = std::mem::take(&mut self.events);
+        events.clear();
+        self.io.wait(&mut events, self.patience())?;
+        self.date.at(SystemTime::now());
+        match &mut self.freshness {
+            Freshness::Asked { now, .. } => *now = false,
+            other => *other = Freshness::Unknown,
+        }
+        while let Some(message) = self.mailbox.try_recv() {
+            self.take(message);
+        }
+        self.read_all(&events);
+        self.events = events;
+        self.answer_all();
+        self.send_all();
+        self.make_room();
+        self.tick();
+        self.publish();
+        Ok(self.drain.is_none() || !self.seats.is_empty())
+    }
+
+    /// How long to wait for the next event.
+    fn patience(&self) -> Option<Duration> {
+        // A request may be here already: it came with the last look at a connection that was to make room.
+        if !self.requests.is_empty() || !self.to_read.is_empty() || !self.to_send.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        if self.seats.is_empty() && self.drain.is_none() && !self.faults.is_owing() {
+            return None;
+        }
+        Some(self.next_tick.saturating_duration_since(self.io.now()))
+    }
+
+    // Messages.
+
+    fn take(&mut self, message: Message<I::Socket>) {
+        match message {
+            Message::Connection(socket) => self.welcome(socket),
+            // Nothing but a wake: the end of the turn sees that the listener waits.
+            Message::MakeRoom => {
+                if self.seats.idle() == 0 {
+                    self.tell_listener();
+                }
+            }
+            Message::Drain => self.drain(),
+            Message::Pulse(beats) => {
+                beats.fetch_add(1, Ordering::Relaxed);
+            }
+            Message::Store(ticket, store::Answer::Refreshed(snapshot)) => {
+                self.refreshed(ticket, Some(snapshot))
+            }
+            Message::Store(ticket, store::Answer::Unavailable) if ticket.slot == NO_SLOT => {
+                self.refreshed(ticket, None);
+            }
+            Message::Store(ticket, answer) => {
+                let arrival = self.learn(answer);
+                self.resume(ticket, arrival);
+            }
+            Message::Nar(ticket, nar::Answer::Fetched { cursor, segments }) => {
+                let now = self.io.now();
+                let segments = segments.map_err(|error| self.faults.nar_broke_off(now, &error));
+                self.fetched(ticket, segments, Some(Source::Nar(cursor)));
+            }
+            Message::Nar(ticket, nar::Answer::Read(read)) => self.range_read(ticket, read),
+            Message::Nar(ticket, answer) => {
+                match &answer {
+                    nar::Answer::Opened(Ok(cursor)) => {
+                        self.rooms.have_packed(cursor, self.io.now());
+                        self.have_compressed(ticket, cursor);
+                    }
+                    // Also where the asker has gone: to measure a large path can take longer than a request
+                    // waits, and the next one would find nothing.
+                    nar::Answer::Hashed(Ok(measured)) => self.rooms.tell_size(*measured),
+                    _ => {}
+                }
+                self.resume(ticket, Arrival::Nar(answer));
+            }
+            Message::Cache(ticket, cache::Answer::Fetched { stream, segments }) => {
+                self.streamed(ticket, stream, segments);
+            }
+            Message::Cache(ticket, answer) => self.resume(ticket, Arrival::Cache(answer)),
+            Message::Roots(ticket, roots::Answer::Rooted(lease)) => {
+                self.resume(ticket, Arrival::Rooted(lease))
+            }
+            Message::Files(ticket, files::Answer::LogPart(part)) => match part {
+                files::LogPart::More { bytes, reader } => {
+                    self.fetched(ticket, Ok(vec![Segment::Bytes(bytes)]), Some(Source::Log(reader)));
+                }
+                files::LogPart::Last(bytes) if bytes.is_empty() => self.fetched(ticket, Ok(Vec::new()), None),
+                files::LogPart::Last(bytes) => self.fetched(ticket, Ok(vec![Segment::Bytes(bytes)]), None),
+                files::LogPart::Failed(error) => {
+                    let cause = self.faults.log_broke_off(self.io.now(), &error);
+                    self.fetched(ticket, Err(cause), None);
+                }
+            },
+            Message::Files(ticket, answer) => self.resume(ticket, Arrival::Files(answer)),
+        }
+    }
+
+    /// Keeps what the store's actor said for later requests, and turns it to the one that waits.
+    fn learn(&mut self, answer: store::Answer) -> Arrival {
+        match answer {
+            store::Answer::Info { hash, epoch, info } => {
+                self.view.remember(hash, epoch, &info);
+                Arrival::Info(info)
+            }
+            store::Answer::Document(document) => Arrival::Document(document),
+            store::Answer::Deriver(drv) => Arrival::Deriver(drv),
+            store::Answer::Unavailable | store::Answer::Refreshed(_) => Arrival::Unavailable,
+        }
+    }
+
+    fn welcome(&mut self, socket: I::Socket) {
+        let connection = Connection::new(self.io.now());
+        let seat = Seat { socket, connection, readable: true, writable: true, hung_up: false };
+        let key = self.seats.insert(seat);
+        self.metrics.connections(self.seats.len());
+        self.seats.become_idle(key);
+        let watched = match self.seats.get(key) {
+            Some(seat) => self.io.watch(&seat.socket, key),
+            None => Ok(()),
+        };
+        match watched {
+            // The listener handed it over before it heard of the end; without a request it would be waited for.
+            Ok(()) if self.drain.is_some() => self.evict(key, Closed::Drain),
+            Ok(()) => self.to_read.push(key),
+            Err(error) => {
+                self.faults.tell(self.io.now(), "cannot watch a connection", &error);
+                self.close(key, Closed::Failed);
+            }
+        }
+    }
+
+    /// The store has read what is new, or could not.
+    fn refreshed(&mut self, ticket: Ticket, snapshot: Option<Arc<crate::store::index::Snapshot>>) {
+        let Freshness::Asked { serial, waiting, .. } = &mut self.freshness else { return };
+        if *serial != ticket.serial {
+            return;
+        }
+        let waiting = std::mem::take(waiting);
+        // These requests arrived before the refresh was asked for: the snapshot is new enough for them.
+        self.freshness = Freshness::Fresh;
+        let available = snapshot.is_some();
+        if let Some(snapshot) = snapshot {
+            self.view.refreshed(snapshot);
+        }
+        for (key, serial) in waiting {
+            if let Some(exchange) = self.unpark(key, serial) {
+                let arrival = if available { Arrival::Asked } else { Arrival::Unavailable };
+                self.resolve(key, exchange, arrival);
+            }
+        }
+        // Those that came later need a look of their own.
+        self.freshness = Freshness::Unknown;
+        for (key, serial) in std::mem::take(&mut self.late) {
+            if let Some(exchange) = self.unpark(key, serial) {
+                self.requests.push((key, exchange));
+            }
+        }
+    }
+
+    /// An answer for a waiting request. Late ones, whose connection has gone, are dropped with all they hold.
+    fn resume(&mut self, ticket: Ticket, arrival: Arrival) {
+        let key = ticket.slot as usize;
+        let Some(mut exchange) = self.unpark(key, ticket.serial) else { return };
+        match arrival {
+            // What is known of the path must be so after the root was taken: the second half looks again.
+            Arrival::Rooted(lease) => {
+                exchange.lease = Some(lease);
+                self.requests.push((key, exchange));
+            }
+            arrival => self.resolve(key, exchange, arrival),
+        }
+    }
+
+    /// Takes a request out of its connection, if it is the one that waits for `serial`.
+    fn unpark(&mut self, key: usize, serial: u32) -> Option<Exchange> {
+        let seat = self.seats.get_mut(key)?;
+        match &seat.connection.state {
+            State::Asking(awaited, _) if *awaited == serial => {}
+            _ => return None,
+        }
+        match std::mem::replace(&mut seat.connection.state, State::InHand) {
+            State::Asking(_, exchange) => Some(*exchange),
+            _ => None,
+        }
+    }
+
+    fn park(&mut self, key: usize, exchange: Exchange) -> u32 {
+        self.serial = self.serial.wrapping_add(1);
+        if let Some(seat) = self.seats.get_mut(key) {
+            let started = exchange.started;
+            seat.connection.enter(State::Asking(self.serial, Box::new(exchange)), started);
+        }
+        self.serial
+    }
+
+    // The first half of a turn: reading.
+
+    fn read_all(&mut self, events: &[Event]) {
+        let mut keys = std::mem::take(&mut self.to_read);
+        for event in events {
+            let Some(seat) = self.seats.get_mut(event.key) else { continue };
+            // Whoever waits for an actor would hold a place for nobody until it answers.
+            if event.broken && matches!(seat.connection.state, State::Asking(..)) {
+                self.close(event.key, Closed::ByPeer);
+                continue;
+            }
+            seat.hung_up |= event.hung_up;
+            if event.readable {
+                seat.readable = true;
+                keys.push(event.key);
+            }
+            if event.writable {
+                seat.writable = true;
+                if let State::Sending(transfer, _) = &mut seat.connection.state {
+                    transfer.unblocked();
+                    self.to_send.push(event.key);
+                }
+            }
+        }
+        for key in keys.drain(..) {
+            self.read(key);
+        }
+        // Keep the allocation, and what was pushed meanwhile.
+        keys.append(&mut self.to_read);
+        self.to_read = keys;
+    }
+
+    /// Reads once and takes what comes of it.
+    fn read(&mut self, key: usize) {
+        let now = self.io.now();
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        if !seat.connection.is_unanswering() {
+            return;
+        }
+        let mut fresh = 0;
+        if seat.readable && !seat.connection.has_ended() {
+            match self.io.read(&mut seat.socket, &mut self.buffer) {
+                Ok(0) => {
+                    seat.readable = false;
+                    seat.connection.peer_ended();
+                }
+                Ok(count) => {
+                    // A short read has emptied the socket, and the next bytes come with an event; only an
+                    // end that was announced already does not.
+                    seat.readable = count == self.buffer.len() || seat.hung_up;
+                    fresh = count;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => seat.readable = false,
+                Err(_) => return self.close(key, Closed::ByPeer),
+            }
+        }
+        let next = seat.connection.advance(&self.buffer[..fresh], now);
+        let again = seat.readable && seat.connection.is_unanswering();
+        match next {
+            Next::Nothing if again => self.to_read.push(key),
+            Next::Nothing => {}
+            Next::Request(exchange) => {
+                self.seats.leave_idle(key);
+                self.requests.push((key, exchange));
+            }
+            Next::Refuse(status) => self.refuse(key, status),
+            Next::Close => self.close(key, Closed::ByPeer),
+        }
+    }
+
+    // The second half: answering and sending.
+
+    fn answer_all(&mut self) {
+        let mut requests = std::mem::take(&mut self.requests);
+        for (key, exchange) in requests.drain(..) {
+            if exchange.needs_store() && !self.is_fresh(exchange.started) {
+                self.await_refresh(key, exchange);
+            } else {
+                self.resolve(key, exchange, Arrival::Asked);
+            }
+        }
+        self.requests = requests;
+    }
+
+    /// Whether the view holds for every request read so far; looks once a turn, and asks for a refresh when
+    /// the store has changed. `since` is when the request arrived that wants to know: the oldest comes first.
+    fn is_fresh(&mut self, since: Instant) -> bool {
+        match self.freshness {
+            Freshness::Fresh => true,
+            Freshness::Asked { .. } => false,
+            Freshness::Unknown => match self.view.look() {
+                Look::Fresh => {
+                    self.freshness = Freshness::Fresh;
+                    true
+                }
+                Look::Stale => {
+                    self.ask_refresh(since);
+                    false
+                }
+            },
+        }
+    }
+
+    fn ask_refresh(&mut self, since: Instant) {
+        self.serial = self.serial.wrapping_add(1);
+        let serial = self.serial;
+        let ticket = Ticket { worker: self.number, slot: NO_SLOT, serial };
+        // A full mailbox leaves those who wait to their time limit, or to the next turn's look.
+        if self.rooms.store.try_send(store::Request::Refresh { ticket, since }).is_ok() {
+            self.freshness = Freshness::Asked { serial, now: true, waiting: Vec::new() };
+        }
+    }
+
+    fn await_refresh(&mut self, key: usize, exchange: Exchange) {
+        if !matches!(self.freshness, Freshness::Asked { .. }) {
+            return self.resolve(key, exchange, Arrival::Unavailable);
+        }
+        let parked = (key, self.park(key, exchange));
+        match &mut self.freshness {
+            Freshness::Asked { now: true, waiting, .. } => waiting.push(parked),
+            _ => self.late.push(parked),
+        }
+    }
+
+    /// Goes on with a request: to its answer, or to the next question.
+    pub(super) fn resolve(&mut self, key: usize, mut exchange: Exchange, arrival: Arrival) {
+        exchange.keep_alive &= self.drain.is_none();
+        let mut desk = Desk {
+            site: &self.site,
+            view: &mut self.view,
+            head: &mut self.head,
+            date: self.date.text(),
+            memory: &mut self.memory,
+            metrics: &self.metrics,
+            faults: &mut self.faults,
+            now: self.io.now(),
+        };
+        match resolve::step(&mut exchange, arrival, &mut desk) {
+            Step::Reply(reply) => self.reply(key, exchange, reply),
+            Step::Ask(question) => self.ask(key, exchange, question),
+        }
+    }
+
+    fn ask(&mut self, key: usize, exchange: Exchange, question: Question) {
+        let serial = self.park(key, exchange);
+        let ticket = Ticket { worker: self.number, slot: key as u32, serial };
+        if self.rooms.ask(ticket, question).is_err() {
+            // Each connection has one question under way, and the mailboxes have room for all of them:
+            // only answers to connections that have gone can fill them.
+            if let Some(exchange) = self.unpark(key, serial) {
+                self.resolve(key, exchange, Arrival::Unavailable);
+            }
+        }
+    }
+
+    // The end of a turn.
+
+    /// Closes the connection longest without an answer in flight if the listener waits for its place.
+    fn make_room(&mut self) {
+        while self.load.wanted() {
+            let Some(key) = self.seats.oldest_idle() else { return };
+            self.evict(key, Closed::Evicted);
+        }
+    }
+
+    /// Closes a connection without an answer in flight, unless a request has just arrived on it.
+    fn evict(&mut self, key: usize, cause: Closed) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        // The last look: its event may be on its way.
+        seat.readable = true;
+        self.read(key);
+        if self.seats.is_idle(key) {
+            self.close(key, cause);
+        }
+    }
+
+    /// Looks at every clock, once a tick.
+    fn tick(&mut self) {
+        let now = self.io.now();
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + limits::TICK;
+        self.faults.tick(now);
+        let keys: Vec<usize> = self.seats.keys().collect();
+        for key in keys {
+            let Some(seat) = self.seats.get_mut(key) else { continue };
+            match seat.connection.overdue(now) {
+                None => {}
+                Some(Overdue::Idle) => self.close(key, Closed::Idle),
+                Some(Overdue::Lingered) => self.close(key, Closed::Finished),
+                Some(Overdue::SlowBody) => self.close(key, Closed::SlowHead),
+                Some(Overdue::SlowHead) => self.refuse(key, Status::RequestTimeout),
+                Some(Overdue::NoAnswer(serial)) => {
+                    if let Some(exchange) = self.unpark(key, serial) {
+                        self.resolve(key, exchange, Arrival::Unavailable);
+                    }
+                }
+                Some(Overdue::SlowReader) => self.abort(key, NarAbort::SlowReader),
+                Some(Overdue::Stalled) => self.abort(key, NarAbort::Stalled),
+            }
+        }
+        if self.drain.is_some_and(|until| now >= until) {
+            let keys: Vec<usize> = self.seats.keys().collect();
+            for key in keys {
+                self.abort(key, NarAbort::Drain);
+            }
+        }
+    }
+
+    /// Stops waiting for new requests; answers in flight go on, within [`limits::DRAIN_TIME`].
+    fn drain(&mut self) {
+        if self.drain.is_some() {
+            return;
+        }
+        self.drain = Some(self.io.now() + limits::DRAIN_TIME);
+        while let Some(key) = self.seats.oldest_idle() {
+            self.evict(key, Closed::Drain);
+        }
+    }
+
+    /// Shows the listener how full the slice is.
+    fn publish(&self) {
+        let oldest = self.seats.oldest_idle().and_then(|key| self.seats.get(key));
+        self.load.set_oldest_idle(oldest.map(|seat| seat.connection.since()));
+    }
+
+    pub(super) fn tell_listener(&self) {
+        // A full mailbox holds the same message already.
+        let _ = self.listener.try_send(listener::Message::Room);
+    }
+}

@@ -1,0 +1,308 @@
+//! The Nix database, read-only: opening it whatever state it is in, and telling whether it has changed.
+//!
+//! **The ladder.** First a plain read-only open, which works in every journal mode. It fails where the database
+//! is in WAL mode, its `-wal` and `-shm` are gone (the last writer closed) and this user may not make them; then
+//! the file is opened with `immutable=1`. Such a connection takes no locks and ignores a WAL, so it is used only
+//! while there is no `-wal` or an empty one, and what was read on it is thrown away if the file changed
+//! meanwhile: a writer may open, write and close between two looks. One more state asks for that rung: where an
+//! empty `-wal` and a `-shm` are left behind (Nix since 2.22) and this user may only read them, SQLite cannot
+//! share the WAL index, and answers each look as if the database had changed.
+//!
+//! **The look.** `PRAGMA data_version` on a connection that stays open moves with every commit by others. It is
+//! blind on an immutable connection and to a file that was replaced, so each look also compares the file's
+//! identity, and any change of that opens the file anew.
+//!
+//! The database file is never opened but through SQLite: closing a descriptor of one's own would drop every
+//! POSIX lock that this process's connections hold on it.
+
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::StoreError;
+use crate::limits;
+
+/// Why the database gave no answer just now.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Somebody has it locked, or is replacing it: worth asking again in a few milliseconds.
+    Busy,
+    /// It is gone, corrupt, forbidden, or not Nix's: a person has to look.
+    Unreadable(StoreError),
+}
+
+/// A state of the database: while the mark is the same, nothing was committed. Marks of different [`Database`]s
+/// cannot be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    file: FileId,
+    /// Which opening of the file this is, counted: versions of different connections say nothing to each other.
+    opening: u64,
+    version: i64,
+}
+
+impl Mark {
+    /// Whether both marks are of one file, by device and inode. An inode's number may be used again.
+    pub(super) fn same_file(&self, other: &Self) -> bool {
+        self.file == other.file
+    }
+
+    /// Whether both marks come from one connection.
+    pub(super) fn same_opening(&self, other: &Self) -> bool {
+        self.opening == other.opening
+    }
+}
+
+/// The database, opened when needed and again when its file changes.
+pub(super) struct Database {
+    path: PathBuf,
+    /// `<path>-wal`.
+    wal: PathBuf,
+    /// `<path>-journal`.
+    journal: PathBuf,
+    link: Option<Link>,
+    openings: u64,
+}
+
+/// An open connection and what the file was when it was opened.
+struct Link {
+    connection: Connection,
+    immutable: bool,
+    identity: Identity,
+    opening: u64,
+    /// It works, but another rung would be better and may be free at the next use.
+    provisional: bool,
+}
+
+impl Database {
+    /// The database at `path`. Nothing is opened yet.
+    pub(super) fn new(path: &Path) -> Self {
+        let beside = |suffix: &str| {
+            let mut name = OsString::from(path);
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let (wal, journal) = (beside("-wal"), beside("-journal"));
+        Self { path: path.to_owned(), wal, journal, link: None, openings: 0 }
+    }
+
+    /// Says which state the database is in: a few microseconds while its file stays the same.
+    pub(super) fn look(&mut self) -> Result<Mark, Trouble> {
+        let link = self.link()?;
+        let (file, opening) = (link.identity.file, link.opening);
+        let version = if link.immutable { Ok(0) } else { data_version(&link.connection) };
+        match version {
+            Ok(version) => Ok(Mark { file, opening, version }),
+            Err(error) => Err(self.fault(error)),
+        }
+    }
+
+    /// Reads through `query` in one transaction, so that what it reads belongs together. The transaction ends
+    /// with it: one held open would keep writers from checkpointing.
+    pub(super) fn read<T>(
+        &mut self,
+        mut query: impl FnMut(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Trouble> {
+        let link = self.link()?;
+        let (immutable, identity) = (link.immutable, link.identity);
+        let result = link.connection.unchecked_transaction().and_then(|transaction| {
+            let result = query(&transaction)?;
+            transaction.finish()?;
+            Ok(result)
+        });
+        if immutable && self.identity()? != identity {
+            // Written to while it was read without locks: whatever came of it may be torn, errors too.
+            self.link = None;
+            return Err(Trouble::Busy);
+        }
+        result.map_err(|error| self.fault(error))
+    }
+
+    /// Whether the connection in use is an immutable one.
+    #[cfg(test)]
+    pub(super) fn is_immutable(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.immutable)
+    }
+
+    /// The connection to the file that is there now.
+    fn link(&mut self) -> Result<&Link, Trouble> {
+        let identity = match self.identity() {
+            Ok(identity) => identity,
+            Err(trouble) => {
+                self.link = None;
+                return Err(trouble);
+            }
+        };
+        let link = match self.link.take() {
+            Some(link) if link.identity == identity && !link.provisional => link,
+            old => {
+                drop(old);
+                self.open(identity)?
+            }
+        };
+        Ok(self.link.insert(link))
+    }
+
+    fn open(&mut self, identity: Identity) -> Result<Link, Trouble> {
+        self.openings += 1;
+        match self.open_plain(identity) {
+            Err(Trouble::Unreadable(StoreError::Database { source, .. })) if needs_immutable(&source) => {
+                self.open_immutable(identity)
+            }
+            Ok(link) if link.identity.wal == Wal::Empty && !shares_wal_index(&link.connection) => {
+                match self.open_immutable(link.identity) {
+                    Ok(immutable) => Ok(immutable),
+                    Err(trouble) => Ok(Link { provisional: matches!(trouble, Trouble::Busy), ..link }),
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn open_plain(&self, before: Identity) -> Result<Link, Trouble> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || {
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(Duration::ZERO)?;
+            data_version(&connection)?;
+            Ok(connection)
+        };
+        let connection = open().map_err(|error| self.trouble(error))?;
+        // Taken again, since opening makes the `-wal` where this user may; were it another file by now, the
+        // connection would be taken for that one's.
+        let identity = self.identity()?;
+        if identity.file != before.file {
+            return Err(Trouble::Busy);
+        }
+        Ok(Link { connection, immutable: false, identity, opening: self.openings, provisional: false })
+    }
+
+    fn open_immutable(&self, before: Identity) -> Result<Link, Trouble> {
+        // A journal with content is a transaction to be rolled back, by a writer. Without locks and without
+        // that, what is in the file is not a database.
+        let journal = fs::metadata(&self.journal).map_or(0, |metadata| metadata.size());
+        if before.wal == Wal::Frames || journal > 0 || !before.is_quiet() {
+            return Err(Trouble::Busy);
+        }
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let connection = Connection::open_with_flags(immutable_uri(&self.path), flags)
+            .map_err(|error| self.trouble(error))?;
+        if self.identity()? != before {
+            return Err(Trouble::Busy);
+        }
+        Ok(Link { connection, immutable: true, identity: before, opening: self.openings, provisional: false })
+    }
+
+    fn identity(&self) -> Result<Identity, Trouble> {
+        Identity::read(&self.path, &self.wal).map_err(|source| {
+            Trouble::Unreadable(match source.kind() {
+                io::ErrorKind::NotFound => StoreError::NoDatabase { path: self.path.clone() },
+                _ => StoreError::File { path: self.path.clone(), source },
+            })
+        })
+    }
+
+    /// What an error on the open connection means. After any but a lock, the next use opens the file anew.
+    fn fault(&mut self, error: rusqlite::Error) -> Trouble {
+        let trouble = self.trouble(error);
+        if let Trouble::Unreadable(_) = trouble {
+            self.link = None;
+        }
+        trouble
+    }
+
+    fn trouble(&self, error: rusqlite::Error) -> Trouble {
+        match error.sqlite_error_code() {
+            // The locking protocol's failure is a race for the WAL index that somebody else keeps winning.
+            Some(
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed,
+            ) => Trouble::Busy,
+            _ => Trouble::Unreadable(StoreError::Database { path: self.path.clone(), source: error }),
+        }
+    }
+}
+
+/// Whether a plain open failed for want of a `-wal` and `-shm` that this user may not make.
+fn needs_immutable(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen))
+}
+
+fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}
+
+/// Without a share in the WAL index, SQLite cannot rule out a change, and the version moves at each look.
+fn shares_wal_index(connection: &Connection) -> bool {
+    match (data_version(connection), data_version(connection)) {
+        (Ok(first), Ok(second)) => first == second,
+        _ => true,
+    }
+}
+
+fn immutable_uri(path: &Path) -> OsString {
+    let mut uri = String::from("file:");
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => uri.push(char::from(byte)),
+            _ => uri.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri.into()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// What tells one state of the file from another, as far as the file system knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    file: FileId,
+    size: u64,
+    modified_s: i64,
+    modified_ns: i64,
+    wal: Wal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wal {
+    Absent,
+    Empty,
+    Frames,
+}
+
+impl Identity {
+    fn read(path: &Path, wal: &Path) -> io::Result<Self> {
+        let wal = match fs::metadata(wal).as_ref().map(Metadata::size) {
+            Err(_) => Wal::Absent,
+            Ok(0) => Wal::Empty,
+            Ok(_) => Wal::Frames,
+        };
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            file: FileId { device: metadata.dev(), inode: metadata.ino() },
+            size: metadata.size(),
+            modified_s: metadata.mtime(),
+            modified_ns: metadata.mtime_nsec(),
+            wal,
+        })
+    }
+
+    /// Whether the file was left alone for long enough that the next write must show in its time.
+    fn is_quiet(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
+        let modified = i128::from(self.modified_s) * 1_000_000_000 + i128::from(self.modified_ns);
+        now.abs_diff(modified) >= limits::DATABASE_QUIET.as_nanos()
+    }
+}

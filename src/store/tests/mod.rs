@@ -1,0 +1,7 @@
+//! View and actor together over real databases: freshness, the traps of a live database, and a random writer
+//! whose database is asked afresh each time.
+
+mod differential;
+mod live;
+mod nobody;
+mod support;

@@ -1,0 +1,264 @@
+//! Compressed NARs over HTTP: what narinfos offer, that every byte is right, and that URLs keep working. Nix, `zstd`
+//! and `xz` are the witnesses.
+
+#[allow(dead_code, reason = "each test binary uses its own part of the support")]
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use support::server::Settings;
+use support::store::hash_of;
+use support::{Kind, Scratch, Server, Store, noise, poll, write};
+
+/// How long compressing a few megabytes may take on a busy machine.
+const COMPRESS_LIMIT: Duration = Duration::from_secs(120);
+
+/// Text of 7 MB, noise of 3 MB, and small files.
+fn add(store: &Store, name: &str, seed: u64) -> String {
+    store.add(name, |tree| {
+        let text: String = (0..300_000u64).map(|line| format!("{} a line of text\n", line * line)).collect();
+        write(tree.join("text"), &text);
+        write(tree.join("library"), noise(seed, 3_000_000));
+        for number in 0..50 {
+            write(tree.join(format!("small {number}")), &text[..number * 90]);
+        }
+    })
+}
+
+fn compressing(store: &Store, cache: &Path, format: &str) -> Settings {
+    Settings::of(store)
+        .line(&format!("cache_dir = {cache:?}"))
+        .line("cache_max_size = '1G'")
+        .line(&format!("compression = {format:?}"))
+        .line("compression_level = 1")
+        .line("compression_threads = 2")
+}
+
+/// The value of a narinfo's field.
+fn field(narinfo: &str, name: &str) -> Option<String> {
+    let value = narinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    value.map(str::to_owned)
+}
+
+fn narinfo(server: &Server, path: &str) -> String {
+    server.get(&format!("/{}.narinfo", hash_of(path))).text()
+}
+
+fn url(server: &Server, path: &str) -> String {
+    format!("/{}", field(&narinfo(server, path), "URL").expect("a narinfo has a URL"))
+}
+
+fn decompressed(program: &str, file: &[u8]) -> Vec<u8> {
+    let mut child = Command::new(program)
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("scripts/test installs it");
+    let mut stdin = child.stdin.take().expect("piped");
+    let file = file.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&file));
+    let output = child.wait_with_output().expect("it ends");
+    writer.join().expect("no panic").expect("it reads all");
+    assert!(output.status.success(), "{program}");
+    output.stdout
+}
+
+#[test]
+fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "compressed", 1);
+    let nar = store.dump(&path);
+    let server = compressing(&store, cache.path(), "zstd").start();
+    let cold = narinfo(&server, &path);
+    assert_eq!(field(&cold, "Compression").as_deref(), Some("zstd"));
+    assert_eq!((field(&cold, "FileHash"), field(&cold, "FileSize")), (None, None));
+    let url = url(&server, &path);
+    assert!(url.contains(".nar.zst?hash=") && url.contains("&e=zstd-"), "{url}");
+
+    let first = server.get(&url);
+    assert_eq!(first.status, 200);
+    assert_eq!(first.header("transfer-encoding"), Some("chunked"));
+    assert_eq!(first.header("accept-ranges"), Some("bytes"));
+    assert_eq!(first.header("content-type"), Some("application/zstd"));
+    let tag = first.header("etag").expect("it has a tag").to_owned();
+    assert!(decompressed("zstd", &first.body) == nar);
+
+    // The manifest is put after the last byte may have gone.
+    let warm = poll("the file to be known", COMPRESS_LIMIT, || {
+        let narinfo = narinfo(&server, &path);
+        field(&narinfo, "FileHash").is_some().then_some(narinfo)
+    });
+    assert_eq!(field(&warm, "FileSize"), Some(first.body.len().to_string()));
+    let hash = harmonia::formats::hash::Sha256::of(&first.body);
+    assert_eq!(field(&warm, "FileHash"), Some(hash.to_string()));
+    assert_eq!(field(&warm, "URL"), field(&cold, "URL"));
+    let json = server.get(&format!("/{}.narinfo?json", hash_of(&path))).text();
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["compression"], "zstd");
+    assert_eq!(json["downloadSize"], first.body.len());
+
+    drop(server);
+    let server = compressing(&store, cache.path(), "zstd").start();
+    let again = server.get(&url);
+    assert_eq!(again.content_length(), Some(first.body.len() as u64));
+    assert_eq!(again.header("etag"), Some(&*tag));
+    assert!(again.body == first.body);
+    assert_eq!(
+        server.metric("harmonia_compress_frame_bytes_total", &[]),
+        0.0,
+        "nothing was compressed again"
+    );
+    let head = server.connect().head(&url, &[]);
+    assert_eq!((head.status, head.content_length()), (200, Some(first.body.len() as u64)));
+    let unchanged = server.connect().get_with(&url, &[&format!("If-None-Match: {tag}")]);
+    assert_eq!(unchanged.status, 304);
+    let wrong = url.replace("hash=", "hash=0");
+    assert_eq!(server.get(&wrong).status, 404);
+}
+
+#[test]
+fn ranges_warm_and_cold() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "ranges", 1);
+    let server = compressing(&store, cache.path(), "zstd").start();
+    let url = url(&server, &path);
+    // Cold: the part is sent once the whole is known.
+    let end = server.connect().get_with(&url, &["Range: bytes=1000000-"]);
+    assert_eq!(end.status, 206, "{}", server.log());
+    let whole = server.get(&url);
+    assert!(whole.body[1_000_000..] == end.body);
+    assert!(decompressed("zstd", &whole.body) == store.dump(&path));
+    let length = whole.body.len();
+    assert_eq!(end.header("content-range"), Some(&*format!("bytes 1000000-{}/{length}", length - 1)));
+    let tag = whole.header("etag").expect("it has a tag");
+    let mut connection = server.connect();
+    for start in (0..length).step_by(length / 23) {
+        let range = format!("Range: bytes={start}-{}", start + 4999);
+        let part = connection.get_with(&url, &[&range, &format!("If-Range: {tag}")]);
+        assert_eq!(part.status, 206);
+        assert!(part.body == whole.body[start..length.min(start + 5000)], "from {start}");
+    }
+    let other = connection.get_with(&url, &["Range: bytes=5-9", "If-Range: \"other\""]);
+    assert!(other.status == 200 && other.body == whole.body);
+    assert_eq!(connection.get_with(&url, &[&format!("Range: bytes={length}-")]).status, 416);
+}
+
+#[test]
+fn xz_is_offered_once_it_is_there() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "xz", 1);
+    let nar = store.dump(&path);
+    let server = compressing(&store, cache.path(), "xz").start();
+    let cold = narinfo(&server, &path);
+    assert_eq!(field(&cold, "Compression").as_deref(), Some("none"));
+    assert!(server.get(&url(&server, &path)).body == nar);
+    let warm = poll("the NAR to be compressed behind", COMPRESS_LIMIT, || {
+        let narinfo = narinfo(&server, &path);
+        (field(&narinfo, "Compression").as_deref() == Some("xz")).then_some(narinfo)
+    });
+    let file = server.get(&url(&server, &path));
+    assert_eq!(field(&warm, "FileSize"), Some(file.body.len().to_string()));
+    assert_eq!(file.header("content-type"), Some("application/x-xz"));
+    assert!(decompressed("xz", &file.body) == nar);
+}
+
+#[test]
+fn a_url_keeps_working_whichever_way_the_settings_turn() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "kept", 1);
+    let nar = store.dump(&path);
+    let (old, file) = {
+        let server = compressing(&store, cache.path(), "zstd").start();
+        let url = url(&server, &path);
+        let file = server.get(&url).body;
+        (url, file)
+    };
+    let part = ["Range: bytes=70000-"];
+    // Another level: what was made is there.
+    let server = compressing(&store, cache.path(), "zstd").line("compression_level = 2").start();
+    assert!(url(&server, &path) != old);
+    assert!(server.get(&old).body == file);
+    assert!(server.connect().get_with(&old, &part).body == file[70_000..]);
+    drop(server);
+    // No compression any more, and the cache is lost: it is made as it is made now, under a tag of its own.
+    fs::remove_dir_all(cache.path()).expect("it is ours");
+    for lines in [vec![], vec!["cache_max_size = 0"]] {
+        let settings = compressing(&store, cache.path(), "none").line("compression_level = 2");
+        let server = lines.iter().fold(settings, |settings, line| settings.line(line)).start();
+        assert_eq!(field(&narinfo(&server, &path), "Compression").as_deref(), Some("none"));
+        assert_eq!(server.connect().get_with(&old, &part).status, 404, "no part of another file");
+        let now = server.get(&old);
+        assert_eq!(now.status, 200);
+        assert!(!now.header("etag").expect("a tag").contains("-1-1"), "{:?}", now.header("etag"));
+        assert!(decompressed("zstd", &now.body) == nar);
+    }
+    // An encoding that this program does not write.
+    let server = compressing(&store, cache.path(), "zstd").start();
+    let ancient = old.replace("zstd-", "zstd-0.");
+    assert_eq!(server.connect().get_with(&ancient, &part).status, 404);
+    assert!(decompressed("zstd", &server.get(&ancient).body) == nar);
+    // The other format is had by whoever has a URL of it.
+    let xz = old.replace(".nar.zst", ".nar.xz").replace("zstd-", "xz-");
+    assert!(decompressed("xz", &server.get(&xz).body) == nar);
+}
+
+#[test]
+fn damage_is_never_sent_whole() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let (spoilt, sound) = (add(&store, "spoilt", 1), add(&store, "sound", 2));
+    let library = store.real(&spoilt).join("library");
+    let mut permissions = fs::metadata(&library).expect("it is there").permissions();
+    #[allow(clippy::permissions_set_readonly_false, reason = "the store is the test's own")]
+    permissions.set_readonly(false);
+    fs::set_permissions(&library, permissions).expect("the store is ours");
+    // As long as it was, so that only its hash tells.
+    write(&library, noise(77, 3_000_000));
+    let server = compressing(&store, cache.path(), "zstd").start();
+    let url_of = |path| url(&server, path);
+    let cut = server.connect().request("GET", &url_of(&spoilt), &[]).try_read("GET");
+    assert!(cut.is_err(), "it must not end well");
+    assert!(server.log().contains("hashes to"), "{}", server.log());
+    assert_eq!(server.connect().head(&url_of(&spoilt), &[]).status, 404);
+    assert!(decompressed("zstd", &server.get(&url_of(&sound)).body) == store.dump(&sound));
+}
+
+#[test]
+fn nix_takes_compressed_paths_cold_and_warm() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "taken", 1);
+    let (secret, public) = store.key("cache.example-1");
+    for format in ["zstd", "zstd", "xz", "xz"] {
+        let server = compressing(&store, cache.path(), format).keys(&[&secret]).start();
+        let client = store.client(&[&public]);
+        support::succeed(&mut client.copy(&server.url(), &[&path]));
+        assert!(client.dump(&path) == store.dump(&path), "{format}");
+        if format == "xz" {
+            poll("xz to be there", COMPRESS_LIMIT, || {
+                field(&narinfo(&server, &path), "FileHash")
+                    .filter(|_| field(&narinfo(&server, &path), "Compression").as_deref() == Some("xz"))
+            });
+        }
+    }
+}
+
+#[test]
+fn many_ask_at_once_and_it_is_compressed_once() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "crowd", 1);
+    let nar = store.dump(&path);
+    let server = compressing(&store, cache.path(), "zstd").line("compression_level = 9").start();
+    let url = url(&server, &path);
+    let bodies: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| server.get(&url).body)).collect();
+        clients.into_iter().map(|client| client.join().expect("no panic")).collect()
+    });
+    assert!(decompressed("zstd", &bodies[0]) == nar);
+    assert!(bodies.iter().all(|body| *body == bodies[0]));
+    let compressed = server.metric("harmonia_compress_chunk_bytes_total", &["chunks=\"compressed\""]);
+    assert_eq!(compressed, nar.len() as f64);
+}

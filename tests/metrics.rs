@@ -1,0 +1,137 @@
+//! `/metrics`, read by Prometheus's own parser for Python.
+
+#[allow(dead_code, reason = "each test binary uses its own part of the support")]
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use support::store::hash_of;
+use support::{Connection, Kind, Server, Store, noise, poll, write};
+
+/// Prints the families as JSON; whatever the parser refuses ends it with an error.
+const SCRIPT: &str = "
+import json, sys
+from prometheus_client.parser import text_string_to_metric_families as parse
+print(json.dumps([
+    {'name': f.name, 'type': f.type, 'help': f.documentation,
+     'samples': [{'name': s.name, 'labels': s.labels, 'value': s.value} for s in f.samples]}
+    for f in parse(sys.stdin.read())]))
+";
+
+/// A python3 that has the parser: another may come first in PATH.
+fn python() -> &'static str {
+    let has_parser = |python: &&str| {
+        let import = ["-c", "import prometheus_client.parser"];
+        Command::new(python).args(import).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    let found = ["/usr/bin/python3", "python3"].into_iter().find(has_parser);
+    found.expect("python3 with prometheus_client is needed: scripts/test installs it")
+}
+
+fn families(server: &Server) -> Vec<Value> {
+    let answer = server.get("/metrics");
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let scratch = support::Scratch::new();
+    let file = scratch.path().join("metrics");
+    write(&file, &answer.body);
+    let mut command = Command::new(python());
+    command.args(["-c", SCRIPT]).stdin(std::fs::File::open(&file).expect("it was just written"));
+    let output = command.output().expect("python3 runs");
+    assert!(output.status.success(), "{}\n{}", support::lossy(&output.stderr), answer.text());
+    serde_json::from_slice(&output.stdout).expect("the script prints JSON")
+}
+
+/// The sum of a sample over the series that have these labels.
+fn value(families: &[Value], name: &str, labels: &[(&str, &str)]) -> f64 {
+    let samples = families.iter().flat_map(|family| family["samples"].as_array().expect("a list"));
+    let wanted = samples.filter(|sample| {
+        sample["name"] == name && labels.iter().all(|(key, value)| sample["labels"][key] == *value)
+    });
+    wanted.map(|sample| sample["value"].as_f64().expect("a number")).sum()
+}
+
+#[test]
+fn the_metrics_tell_what_happened() {
+    let store = Store::new(Kind::Chroot);
+    let path = store.add("measured", |tree| write(tree.join("large"), noise(1, 10_000_000)));
+    let (secret, _) = store.key("cache.example-1");
+    let server = support::server::Settings::of(&store).keys(&[&secret]).start();
+    let hash = hash_of(&path);
+    let narinfo = server.get(&format!("/{hash}.narinfo")).text();
+    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+    let nar = server.get(&format!("/{url}")).body;
+    server.get(&format!("/{}.narinfo", "0".repeat(32)));
+    server.get("/a/raw/path/that/must/not/be/a/label");
+    server.connect().request("PUT", "/x.narinfo", &[]).read("PUT");
+
+    let families = families(&server);
+    let requests = "harmonia_http_requests_total";
+    let get = ("method", "GET");
+    assert_eq!(value(&families, requests, &[get, ("path", "/{hash}.narinfo"), ("status", "200")]), 1.0);
+    assert_eq!(value(&families, requests, &[get, ("path", "/{hash}.narinfo"), ("status", "404")]), 1.0);
+    assert_eq!(value(&families, requests, &[get, ("path", "/nar/{file}"), ("status", "200")]), 1.0);
+    assert_eq!(value(&families, requests, &[("status", "405")]), 1.0);
+    assert_eq!(value(&families, "harmonia_narinfo_total", &[("result", "hit")]), 1.0);
+    assert_eq!(value(&families, "harmonia_narinfo_total", &[("result", "miss")]), 1.0);
+    assert_eq!(value(&families, "harmonia_signatures_total", &[]), 1.0);
+    assert!(value(&families, "harmonia_http_sent_bytes_total", &[]) > nar.len() as f64);
+    assert!(value(&families, "harmonia_database_queries_total", &[]) >= 1.0);
+    assert!(value(&families, "harmonia_connections", &[]) >= 1.0);
+    assert!(value(&families, "harmonia_connections_accepted_total", &[]) >= 6.0);
+
+    let name = "harmonia_http_request_duration_seconds";
+    let counted = value(&families, &format!("{name}_count"), &[]);
+    assert_eq!(counted, value(&families, requests, &[]), "each request is counted and timed");
+    assert_eq!(counted, value(&families, &format!("{name}_bucket"), &[("le", "+Inf")]));
+    let histogram = families.iter().find(|family| family["name"] == name).expect("it is there");
+    assert_eq!(histogram["type"], "histogram");
+    let bounds = histogram["samples"].as_array().expect("a list").iter();
+    let largest = bounds.filter_map(|sample| sample["labels"]["le"].as_str()?.parse::<f64>().ok());
+    assert!(largest.filter(|bound| bound.is_finite()).fold(0.0, f64::max) >= 60.0, "buckets reach minutes");
+
+    for family in &families {
+        assert_ne!(family["help"], "", "{}", family["name"]);
+        assert_ne!(family["type"], "unknown", "{}", family["name"]);
+        for sample in family["samples"].as_array().expect("a list") {
+            let path = sample["labels"]["path"].as_str().unwrap_or("");
+            assert!(!path.contains("raw") && !path.contains(hash), "{path}");
+        }
+    }
+}
+
+/// A transfer is timed to its last byte, and one that is cut is counted as such.
+#[test]
+fn a_slow_transfer_takes_as_long_as_it_takes() {
+    let store = Store::new(Kind::Chroot);
+    let path = store.add("slow", |tree| write(tree.join("large"), noise(1, 30_000_000)));
+    let server = Server::of(&store);
+    let narinfo = server.get(&format!("/{}.narinfo", hash_of(&path))).text();
+    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+    let url = format!("/{url}");
+    let mut slow = Connection::narrow(server.address);
+    let length = slow.request("GET", &url, &[]).read_head().content_length().expect("a NAR has a length");
+    let series = ("path", "/nar/{file}");
+    let begun = std::time::Instant::now();
+    let mut taken = 0;
+    while begun.elapsed() < Duration::from_millis(1500) {
+        taken += slow.take(1000).expect("it goes on").len() as u64;
+        assert_eq!(value(&families(&server), "harmonia_http_requests_total", &[series]), 0.0);
+    }
+    slow.widen();
+    assert_eq!(slow.stream_body(length - taken, |_| {}), length - taken);
+    let timed = poll("the transfer to be counted", Duration::from_secs(20), || {
+        let families = families(&server);
+        let sum = value(&families, "harmonia_http_request_duration_seconds_sum", &[series]);
+        (sum > 0.0).then_some(sum)
+    });
+    assert!(timed >= 1.5, "{timed} seconds");
+
+    let mut cut = Connection::narrow(server.address);
+    cut.request("GET", &url, &[]).read_head();
+    drop(cut);
+    poll("the abort to be counted", Duration::from_secs(20), || {
+        (value(&families(&server), "harmonia_nar_aborts_total", &[]) >= 1.0).then_some(())
+    });
+}

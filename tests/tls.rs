@@ -1,0 +1,264 @@
+//! TLS, as openssl, curl and the real Nix speak it.
+
+#[allow(dead_code, reason = "each test binary uses its own part of the support")]
+mod support;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::server::Settings;
+use support::store::hash_of;
+use support::{Kind, Scratch, Server, Store, fail, lossy, noise, poll, run, succeed, write};
+
+/// How long a certificate that was replaced may stay in use.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// An authority of its own, and what it issued for 127.0.0.1.
+struct Authority {
+    folder: Scratch,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let authority = Self { folder: Scratch::new() };
+        authority
+            .openssl(&[
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+            ])
+            .args(["2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"])
+            .expect_success();
+        authority
+    }
+
+    fn openssl(&self, arguments: &[&str]) -> Openssl {
+        let mut command = Command::new("openssl");
+        command.args(arguments).current_dir(self.folder.path());
+        Openssl(command)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Issues `name.pem`, with the authority's behind it, and `name.key`.
+    fn issue(&self, name: &str, kind: &[&str]) {
+        let (request, key, own) = (format!("{name}.csr"), format!("{name}.key"), format!("{name}.own"));
+        let subject = format!("/CN={name}");
+        self.openssl(&["req", "-new", "-nodes", "-newkey"])
+            .args(kind.iter().copied())
+            .args(["-subj", &subject, "-keyout", &key, "-out", &request])
+            .expect_success();
+        write(self.file("names"), "subjectAltName = IP:127.0.0.1\n");
+        self.openssl(&["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"])
+            .args(["-extfile", "names", "-in", &request, "-out", &own])
+            .expect_success();
+        let chain = [fs::read(self.file(&own)), fs::read(self.file("ca.pem"))];
+        write(self.file(&format!("{name}.pem")), chain.map(|part| part.expect("openssl wrote it")).concat());
+    }
+
+    fn settings(&self, store: &Store, name: &str) -> Settings {
+        Settings::of(store)
+            .line(&format!("tls_cert_path = {:?}", self.file(&format!("{name}.pem"))))
+            .line(&format!("tls_key_path = {:?}", self.file(&format!("{name}.key"))))
+    }
+
+    fn curl(&self, arguments: &[&str], url: &str) -> Output {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--fail", "--max-time", "60", "--cacert"]);
+        run(command.arg(self.file("ca.pem")).args(arguments).arg(url))
+    }
+
+    /// The name of whom the server shows a certificate.
+    fn subject(&self, server: &Server) -> String {
+        let address = server.address.to_string();
+        let shown =
+            self.openssl(&["s_client", "-connect", &address, "-CAfile", "ca.pem", "-verify_return_error"]);
+        let Openssl(mut command) = shown;
+        let output = run(command.stdin(std::process::Stdio::null()));
+        let text = lossy(&output.stdout);
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("0 s:CN"));
+        line.unwrap_or_else(|| panic!("no certificate: {text}{}", lossy(&output.stderr)))
+            .replace([' ', '='], "")
+    }
+}
+
+struct Openssl(Command);
+
+impl Openssl {
+    fn args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        self.0.args(arguments);
+        self
+    }
+
+    fn expect_success(mut self) {
+        succeed(&mut self.0);
+    }
+}
+
+const ECDSA: &[&str] = &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+const RSA: &[&str] = &["rsa:2048"];
+const ED25519: &[&str] = &["ed25519"];
+
+fn secure(server: &Server) -> String {
+    format!("https://{}", server.address)
+}
+
+fn add_large(store: &Store, name: &str) -> String {
+    store.add(name, |tree| {
+        for number in 0..30 {
+            write(tree.join(format!("{number} small")), noise(number, 700));
+            write(tree.join(format!("{number} large")), noise(number, 300_000));
+        }
+    })
+}
+
+#[test]
+fn curl_gets_the_same_bytes_in_both_versions_and_with_every_kind_of_key() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    let path = add_large(&store, "encrypted");
+    let nar = store.dump(&path);
+    for (name, kind) in [("ecdsa", ECDSA), ("rsa", RSA), ("ed25519", ED25519)] {
+        authority.issue(name, kind);
+        let server = authority.settings(&store, name).start();
+        let narinfo = format!("{}/{}.narinfo", secure(&server), hash_of(&path));
+        let narinfo = authority.curl(&[], &narinfo);
+        assert!(narinfo.status.success(), "{name}: {}", lossy(&narinfo.stderr));
+        let narinfo = lossy(&narinfo.stdout);
+        let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+        let url = format!("{}/{url}", secure(&server));
+        for version in [&["--tlsv1.3"][..], &["--tlsv1.2", "--tls-max", "1.2"]] {
+            let got = authority.curl(version, &url);
+            assert!(got.status.success() && got.stdout == nar, "{name} {version:?}: {}", lossy(&got.stderr));
+            let tail = authority.curl(&[version, &["--range", "1000000-"]].concat(), &url);
+            assert!(tail.stdout == nar[1_000_000..], "{name} {version:?}");
+        }
+        let old = authority.curl(&["--tlsv1.1", "--tls-max", "1.1"], &url);
+        assert!(!old.status.success(), "TLS 1.1 is refused");
+    }
+}
+
+#[test]
+fn nix_copies_by_tls_what_it_copies_without() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("server", ECDSA);
+    let path = add_large(&store, "copied");
+    let (secret, public) = store.key("tls-1");
+    let server = authority.settings(&store, "server").keys(&[&secret]).start();
+    let client = store.client(&[&public]);
+    let untrusted = fail(client.copy(&secure(&server), &[&path]).env("NIX_SSL_CERT_FILE", "/dev/null"));
+    assert!(untrusted.contains("certificate") || untrusted.contains("SSL"), "{untrusted}");
+    succeed(client.copy(&secure(&server), &[&path]).env("NIX_SSL_CERT_FILE", authority.file("ca.pem")));
+    assert!(client.dump(&path) == store.dump(&path));
+}
+
+#[test]
+fn only_http_1_1_is_offered() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("server", ECDSA);
+    let server = authority.settings(&store, "server").start();
+    let version = ["--http2", "--output", "/dev/null", "--write-out", "%{http_version}"];
+    let got = authority.curl(&version, &format!("{}/health", secure(&server)));
+    assert_eq!(lossy(&got.stdout), "1.1", "{}", lossy(&got.stderr));
+}
+
+#[test]
+fn a_replaced_certificate_is_used_after_sighup_and_when_the_files_change() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    for name in ["first", "second", "third"] {
+        authority.issue(name, ECDSA);
+    }
+    let replace = |name: &str| {
+        for kind in ["key", "pem"] {
+            fs::copy(authority.file(&format!("{name}.{kind}")), authority.file(&format!("live.{kind}")))
+                .expect("the scratch folder is ours");
+        }
+    };
+    replace("first");
+    let server = authority.settings(&store, "live").start();
+    assert_eq!(authority.subject(&server), "first");
+
+    write(authority.file("live.pem"), "no certificate");
+    server.signal(Signal::HUP);
+    poll("the server to say what is wrong", LIMIT, || {
+        server.log().contains("the TLS certificate stays as it was").then_some(())
+    });
+    assert_eq!(authority.subject(&server), "first", "a bad file changes nothing");
+
+    replace("second");
+    server.signal(Signal::HUP);
+    poll("the second certificate", LIMIT, || (authority.subject(&server) == "second").then_some(()));
+    replace("third");
+    poll("the third certificate", LIMIT, || (authority.subject(&server) == "third").then_some(()));
+}
+
+#[test]
+fn what_is_no_tls_is_dropped_and_harms_nobody() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("server", ECDSA);
+    let server = authority.settings(&store, "server").start();
+    let mut silent = TcpStream::connect(server.address).expect("it listens");
+    for bytes in
+        [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 4000], &[0x16, 3, 1, 0xff, 0xff], b"\x16\x03\x01"]
+    {
+        let mut stream = TcpStream::connect(server.address).expect("it listens");
+        stream.set_read_timeout(Some(LIMIT)).expect("a limit can be set");
+        stream.write_all(bytes).expect("it is taken");
+        stream.shutdown(std::net::Shutdown::Write).expect("the sending side ends");
+        let mut rest = Vec::new();
+        // A reset or an end, after an alert at the most.
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.len() < 64, "{}", lossy(&rest));
+    }
+    assert_eq!(lossy(&authority.curl(&[], &format!("{}/health", secure(&server))).stdout), "OK\n");
+    silent.write_all(b"\x16").expect("it still waits");
+}
+
+#[test]
+fn a_slow_reader_holds_little_and_gets_every_byte() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("server", ECDSA);
+    let path = store.add("slow", |tree| write(tree.join("large"), noise(1, 6 << 20)));
+    let nar = store.dump(&path);
+    let server = authority.settings(&store, "server").start();
+    let narinfo =
+        lossy(&authority.curl(&[], &format!("{}/{}.narinfo", secure(&server), hash_of(&path))).stdout);
+    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+    let slow = authority.curl(&["--limit-rate", "3M"], &format!("{}/{url}", secure(&server)));
+    assert!(slow.stdout == nar, "{}", lossy(&slow.stderr));
+}
+
+#[test]
+fn files_that_cannot_be_used_stop_the_start_and_are_named() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("one", ECDSA);
+    authority.issue("other", ECDSA);
+    let with = |certificate: &str, key: &str| {
+        Settings::of(&store)
+            .line(&format!("tls_cert_path = {:?}", authority.file(certificate)))
+            .line(&format!("tls_key_path = {:?}", authority.file(key)))
+            .refuses()
+    };
+    for (certificate, key, wanted) in [
+        ("absent.pem", "one.key", "absent.pem: No such file"),
+        ("one.pem", "absent.key", "absent.key: No such file"),
+        ("one.key", "one.key", "one.key: no certificate is in it"),
+        ("one.pem", "one.pem", "one.pem: no private key is in it"),
+        ("one.pem", "other.key", "other.key: "),
+    ] {
+        let said = with(certificate, key);
+        assert!(said.contains(wanted) && said.contains("tls_cert_path"), "{said}");
+        assert!(!said.contains("PRIVATE KEY"), "{said}");
+    }
+}
