@@ -20,7 +20,7 @@ use std::time::Instant;
 use harmonia::formats::narinfo::PathInfo;
 use harmonia::formats::signature::SecretKey;
 use harmonia::formats::store_path::{StoreDir, StorePath};
-use harmonia::http::{parse, range};
+use harmonia::http::{HeadReader, parse, range};
 use harmonia::mailbox::bounded;
 use harmonia::nar::Plan;
 use harmonia::server::route::Route;
@@ -95,6 +95,8 @@ fn cases(run: &mut dyn FnMut(&str, &mut dyn FnMut())) {
     let hit = Warm::request(&format!("/{}.narinfo", warm.present));
     let miss = Warm::request(&format!("/{ABSENT}.narinfo"));
     run("http/parse", &mut || spent(parse(black_box(&hit))));
+    let mut heads = HeadReader::default();
+    run("http/read a head as before", &mut || spent(heads.read(black_box(&hit))));
     let request = parsed(&hit);
     run("server/route", &mut || spent(Route::of(black_box(&request.target))));
     run("server/answer a cached narinfo", &mut || spent(warm.answer(black_box(&hit), now)));

@@ -15,6 +15,13 @@ pub const TARGET_MAX: usize = 8 * 1024;
 /// The most header lines; more is 431. Nix sends 4 to 8. Their slots are on the stack of the parser: 2 KiB.
 pub const HEADERS_MAX: usize = 64;
 
+/// How many different heads a worker remembers but for their targets: each client program and name of the server has
+/// its own, and all are compared with one that is new.
+pub const HEADS_REMEMBERED: usize = 4;
+
+/// No longer head is remembered, in bytes. Nix's have under 200, a browser's some 500.
+pub const REMEMBERED_HEAD_MAX: usize = 1024;
+
 /// The most bytes of a request body, chunk framing included, that are read and dropped to keep a connection
 /// for its next request. Beyond it, closing costs both sides less than reading on.
 pub const BODY_DISCARD_MAX: u64 = 64 * 1024;

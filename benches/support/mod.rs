@@ -11,7 +11,7 @@ use harmonia::formats::hash::Sha256;
 use harmonia::formats::signature::SecretKey;
 use harmonia::formats::store_path::{StoreDir, StorePath, StorePathHash};
 use harmonia::http::date::DATE_LEN;
-use harmonia::http::{Parsed, Request, parse};
+use harmonia::http::{HeadReader, Parsed, Request, parse};
 use harmonia::mailbox::{Outlet, Ticket};
 use harmonia::metrics::{Metrics, WorkerMetrics};
 use harmonia::server::Site;
@@ -39,6 +39,7 @@ pub struct Warm {
     pub view: View,
     site: Site,
     metrics: Arc<WorkerMetrics>,
+    heads: HeadReader,
     head: Vec<u8>,
     memory: Memory,
     faults: Faults,
@@ -74,6 +75,7 @@ impl Warm {
                 metrics: Arc::clone(&metrics),
             },
             metrics: Arc::clone(&metrics.workers()[0]),
+            heads: HeadReader::default(),
             head: Vec::new(),
             memory: Memory::default(),
             faults: Faults::default(),
@@ -92,7 +94,11 @@ impl Warm {
 
     /// From the bytes of a request to its answer, or to the question that an actor must answer first.
     pub fn answer(&mut self, request: &[u8], now: Instant) -> Step {
-        let mut exchange = Exchange::new(&parsed(request), false, now);
+        let request = match self.heads.read(request) {
+            Ok(Parsed::Complete { request, .. }) => request,
+            other => panic!("not a request: {other:?}"),
+        };
+        let mut exchange = Exchange::new(&request, false, now);
         let mut desk = Desk {
             site: &self.site,
             view: &mut self.view,

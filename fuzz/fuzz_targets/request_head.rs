@@ -1,6 +1,7 @@
 //! Any bytes as a request head, and what follows as its body.
 #![no_main]
 
+use harmonia::http::HeadReader;
 use harmonia::http::body::{Discard, Progress};
 use harmonia::http::request::{Parsed, parse};
 use harmonia::http::target::decode_segment;
@@ -12,6 +13,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             assert_eq!(parse(&data[..len]), Ok(Parsed::Complete { request: request.clone(), len }));
             // No shorter part is a head of its own.
             assert_eq!(parse(&data[..len - 1]), Ok(Parsed::Partial));
+            // Whoever remembers it reads the same again.
+            let mut reader = HeadReader::default();
+            assert_eq!(reader.read(data), reader.read(data));
             let _ = request.target.parameter(b"hash");
             for segment in request.target.segments() {
                 if let Ok(name) = decode_segment(segment) {

@@ -5,6 +5,7 @@
 pub mod body;
 pub mod date;
 pub mod range;
+pub mod reader;
 pub mod request;
 pub mod response;
 pub mod status;
@@ -13,6 +14,7 @@ pub mod target;
 pub use body::{Discard, Progress};
 pub use date::DateCache;
 pub use range::RangeOutcome;
+pub use reader::HeadReader;
 pub use request::{Body, Method, Parsed, Request, RequestError, Version, parse};
 pub use response::Head;
 pub use status::Status;

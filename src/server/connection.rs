@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::exchange::Exchange;
 use super::transfer::{Pace, Transfer};
-use crate::http::{self, Discard, Parsed, Progress, Status};
+use crate::http::{self, Discard, HeadReader, Parsed, Progress, Status};
 use crate::limits;
 
 /// A connection between reads.
@@ -115,14 +115,14 @@ impl Connection {
 
     /// Takes what has arrived, and says what comes of it. `fresh` is empty when only bytes that arrived
     /// earlier are to be looked at.
-    pub fn advance(&mut self, fresh: &[u8], now: Instant) -> Next {
+    pub fn advance(&mut self, fresh: &[u8], heads: &mut HeadReader, now: Instant) -> Next {
         // While nothing waits, the worker's buffer is parsed where it is.
         if self.input.is_empty() {
-            return self.consume(fresh, now);
+            return self.consume(fresh, heads, now);
         }
         let mut bytes = std::mem::take(&mut self.input);
         bytes.extend_from_slice(fresh);
-        self.consume(&bytes, now)
+        self.consume(&bytes, heads, now)
     }
 
     /// Whose time is up, if anyone's. Called once a tick; lets a transfer give back what it holds.
@@ -147,16 +147,16 @@ impl Connection {
     }
 
     /// Goes on with `bytes`, all that has arrived and is not parsed; called with `input` empty.
-    fn consume(&mut self, bytes: &[u8], now: Instant) -> Next {
+    fn consume(&mut self, bytes: &[u8], heads: &mut HeadReader, now: Instant) -> Next {
         match &mut self.state {
-            State::Idle | State::Head => self.parse(bytes, now),
+            State::Idle | State::Head => self.parse(bytes, heads, now),
             State::Discarding(discard) => match discard.feed(bytes) {
                 Ok(Progress::More) => self.unless_ended(),
                 // The answer has gone already; where the next request begins cannot be known.
                 Err(_) => Next::Close,
                 Ok(Progress::Done { used }) => {
                     self.enter(State::Idle, now);
-                    self.parse(&bytes[used..], now)
+                    self.parse(&bytes[used..], heads, now)
                 }
             },
             State::Lingering(left) => {
@@ -170,8 +170,8 @@ impl Connection {
         }
     }
 
-    fn parse(&mut self, bytes: &[u8], now: Instant) -> Next {
-        match http::parse(bytes) {
+    fn parse(&mut self, bytes: &[u8], heads: &mut HeadReader, now: Instant) -> Next {
+        match heads.read(bytes) {
             Ok(Parsed::Partial) => {
                 if !bytes.is_empty() && matches!(self.state, State::Idle) {
                     self.enter(State::Head, now);

@@ -22,7 +22,7 @@ use super::slice::Slice;
 use super::transfer::Source;
 use super::{Site, listener};
 use crate::cache::actor as cache;
-use crate::http::{DateCache, Status};
+use crate::http::{DateCache, HeadReader, Status};
 use crate::io::{Event, Io};
 use crate::limits;
 use crate::mailbox::{Receiver, Sender, Ticket};
@@ -84,6 +84,7 @@ pub struct Worker<I: Io> {
     pub(super) to_send: Vec<usize>,
     events: Vec<Event>,
     buffer: Box<[u8]>,
+    heads: HeadReader,
     pub(super) head: Vec<u8>,
     pub(super) fetcher: Fetcher,
     pub(super) date: DateCache,
@@ -138,6 +139,7 @@ impl<I: Io> Worker<I> {
             to_send: Vec::new(),
             events: Vec::new(),
             buffer: vec![0; limits::READ_BYTES].into(),
+            heads: HeadReader::default(),
             head: Vec::new(),
             fetcher: Fetcher::default(),
             date: DateCache::new(),
@@ -414,7 +416,7 @@ impl<I: Io> Worker<I> {
                 Err(_) => return self.close(key, Closed::ByPeer),
             }
         }
-        let next = seat.connection.advance(&self.buffer[..fresh], now);
+        let next = seat.connection.advance(&self.buffer[..fresh], &mut self.heads, now);
         let again = seat.readable && seat.connection.is_unanswering();
         match next {
             Next::Nothing if again => self.to_read.push(key),
