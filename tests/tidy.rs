@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("nar", &["formats", "io", "mailbox", "metrics"]),
     ("cache", &["causes", "nar", "formats", "io", "mailbox", "metrics"]),
-    ("store", &["causes", "nar", "formats", "mailbox", "metrics"]),
+    ("store", &["causes", "nar", "formats", "io", "mailbox", "metrics"]),
     ("web", &["formats", "http"]),
     (
         "server",
@@ -34,7 +34,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// External crates that only some rooms may use.
 const FENCES: &[(&str, &[&str])] = &[
-    ("rusqlite", &["cache", "store"]),
+    ("rusqlite", &["cache", "io", "store"]),
     ("bzip2", &["store"]),
     ("blake3", &["cache"]),
     ("sd_notify", &["cli", "io"]),

@@ -12,6 +12,7 @@ pub mod ring;
 pub mod simulated;
 pub mod socket;
 pub mod tls;
+pub mod wal_index;
 
 use std::fs::File;
 use std::io::{IoSlice, Result};

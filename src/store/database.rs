@@ -8,9 +8,9 @@
 //! empty `-wal` and a `-shm` are left behind (Nix since 2.22) and this user may only read them, SQLite cannot
 //! share the WAL index, and answers each look as if the database had changed.
 //!
-//! **The look.** `PRAGMA data_version` on a connection that stays open moves with every commit by others. It is
-//! blind on an immutable connection and to a file that was replaced, so each look also compares the file's
-//! identity, and any change of that opens the file anew.
+//! **The look.** In WAL mode the header of the WAL index moves with every commit, and is in memory; else
+//! `PRAGMA data_version` does, on a connection that stays open. Both are blind on an immutable connection and to a
+//! file that was replaced, so each look also compares the file's identity, and any change of that opens the file anew.
 //!
 //! The database file is never opened but through SQLite: closing a descriptor of one's own would drop every
 //! POSIX lock that this process's connections hold on it.
@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::StoreError;
+use crate::io::wal_index;
 use crate::limits;
 
 /// Why the database gave no answer just now.
@@ -44,7 +45,18 @@ pub(super) struct Mark {
     file: FileId,
     /// Which opening of the file this is, counted: versions of different connections say nothing to each other.
     opening: u64,
-    version: i64,
+    version: Version,
+}
+
+/// What moves with each commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// Nothing: while an immutable connection is of use, the file does not change.
+    Immutable,
+    /// The header of the WAL index.
+    Index(wal_index::Header),
+    /// `PRAGMA data_version`.
+    Counted(i64),
 }
 
 impl Mark {
@@ -74,10 +86,26 @@ pub(super) struct Database {
 struct Link {
     connection: Connection,
     immutable: bool,
+    /// It is in WAL mode, and stays so while it is open: its lock on the file keeps others from changing that.
+    has_wal: bool,
     identity: Identity,
     opening: u64,
     /// It works, but another rung would be better and may be free at the next use.
     provisional: bool,
+}
+
+impl Link {
+    /// Costs no call of the system in WAL mode.
+    fn version(&self) -> rusqlite::Result<Version> {
+        if self.immutable {
+            return Ok(Version::Immutable);
+        }
+        let index = if self.has_wal { wal_index::header(&self.connection) } else { None };
+        index.map_or_else(
+            || data_version(&self.connection).map(Version::Counted),
+            |header| Ok(Version::Index(header)),
+        )
+    }
 }
 
 impl Database {
@@ -96,8 +124,7 @@ impl Database {
     pub(super) fn look(&mut self) -> Result<Mark, Trouble> {
         let link = self.link()?;
         let (file, opening) = (link.identity.file, link.opening);
-        let version = if link.immutable { Ok(0) } else { data_version(&link.connection) };
-        match version {
+        match link.version() {
             Ok(version) => Ok(Mark { file, opening, version }),
             Err(error) => Err(self.fault(error)),
         }
@@ -171,16 +198,26 @@ impl Database {
             let connection = Connection::open_with_flags(&self.path, flags)?;
             connection.busy_timeout(Duration::ZERO)?;
             data_version(&connection)?;
-            Ok(connection)
+            let has_wal = connection.pragma_query_value(None, "journal_mode", |row| {
+                Ok(row.get_ref(0)?.as_str()?.eq_ignore_ascii_case("wal"))
+            })?;
+            Ok((connection, has_wal))
         };
-        let connection = open().map_err(|error| self.trouble(error))?;
+        let (connection, has_wal) = open().map_err(|error| self.trouble(error))?;
         // Taken again, since opening makes the `-wal` where this user may; were it another file by now, the
         // connection would be taken for that one's.
         let identity = self.identity()?;
         if identity.file != before.file {
             return Err(Trouble::Busy);
         }
-        Ok(Link { connection, immutable: false, identity, opening: self.openings, provisional: false })
+        Ok(Link {
+            connection,
+            immutable: false,
+            has_wal,
+            identity,
+            opening: self.openings,
+            provisional: false,
+        })
     }
 
     fn open_immutable(&self, before: Identity) -> Result<Link, Trouble> {
@@ -197,7 +234,14 @@ impl Database {
         if self.identity()? != before {
             return Err(Trouble::Busy);
         }
-        Ok(Link { connection, immutable: true, identity: before, opening: self.openings, provisional: false })
+        Ok(Link {
+            connection,
+            immutable: true,
+            has_wal: false,
+            identity: before,
+            opening: self.openings,
+            provisional: false,
+        })
     }
 
     fn identity(&self) -> Result<Identity, Trouble> {
