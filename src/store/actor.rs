@@ -10,13 +10,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use quick_cache::Weighter;
-use quick_cache::unsync::Cache;
 use tracing::{info, warn};
 
 use super::database::{Database, Mark, Trouble};
 use super::index::{Index, Snapshot};
 use super::realisations;
+use super::rendered::Rendered;
 use super::rows::{self, Malformed, Row};
 use super::served::Served;
 use super::{Settings, StoreError};
@@ -122,7 +121,7 @@ pub struct Store {
     snapshot: Arc<Snapshot>,
     keys: Arc<[SecretKey]>,
     /// By row id, so that what did not change is not signed again.
-    rendered: Cache<i64, Rendered, RenderedWeight>,
+    rendered: Arc<Rendered>,
     /// Sizes computed for rows that have none.
     sizes: HashMap<StorePathHash, (Sha256, u64)>,
     /// Questions that found the database locked, the oldest first, each with the time it gives up.
@@ -130,13 +129,6 @@ pub struct Store {
     tried: Instant,
     warned: Option<Instant>,
     metrics: Arc<StoreMetrics>,
-}
-
-/// What was made of a row.
-#[derive(Clone)]
-struct Rendered {
-    row: Row,
-    served: Arc<Served>,
 }
 
 impl Store {
@@ -157,7 +149,6 @@ impl Store {
             }
             Err(Trouble::Unreadable(error)) => return Err(error),
         }
-        let rendered = usize::try_from(limits::NARINFO_CACHE_BYTES / 2048).unwrap_or(usize::MAX);
         Ok(Self {
             dir: settings.store_dir.clone(),
             database,
@@ -165,7 +156,7 @@ impl Store {
             index: Index::default(),
             snapshot: Arc::new(Snapshot::unknown()),
             keys,
-            rendered: Cache::with_weighter(rendered, limits::NARINFO_CACHE_BYTES, RenderedWeight),
+            rendered: Arc::new(Rendered::with_room(limits::NARINFO_CACHE_BYTES)),
             sizes: HashMap::new(),
             deferred: VecDeque::new(),
             tried: Instant::now(),
@@ -337,7 +328,7 @@ impl Store {
     }
 
     fn publish(&mut self) {
-        let next = Arc::new(self.index.snapshot(self.snapshot.epoch() + 1));
+        let next = Arc::new(self.index.snapshot(self.snapshot.epoch() + 1, &self.rendered));
         std::mem::replace(&mut self.snapshot, next).retire();
     }
 
@@ -346,7 +337,7 @@ impl Store {
         let id = self.index.find(hash);
         let found = self.database.read(|connection| {
             let Some(row) = find_row(connection, &self.dir, id, hash)? else { return Ok(None) };
-            let unchanged = self.rendered.peek(&row.id).is_some_and(|rendered| rendered.row == row);
+            let unchanged = self.rendered.has(&row);
             let references = if unchanged { Vec::new() } else { rows::references(connection, row.id)? };
             Ok(Some((row, references, unchanged)))
         })?;
@@ -359,8 +350,8 @@ impl Store {
         if id != Some(row.id) {
             self.index.learn(*hash, row.id);
         }
-        if unchanged && let Some(rendered) = self.rendered.get(&row.id) {
-            return Ok(Info::Served(Arc::clone(&rendered.served)));
+        if unchanged && let Some(served) = self.rendered.confirm(&row, self.snapshot.epoch()) {
+            return Ok(Info::Served(served));
         }
         Ok(self.render(hash, row, &references).unwrap_or_else(|(path, malformed)| {
             self.warn(format_args!(
@@ -391,7 +382,7 @@ impl Store {
                 let begun = Instant::now();
                 let served = Arc::new(Served::new(&self.dir, info, &self.keys));
                 self.metrics.signed(self.keys.len(), begun.elapsed());
-                self.rendered.insert(row.id, Rendered { row, served: Arc::clone(&served) });
+                self.rendered.keep(row, Arc::clone(&served), self.snapshot.epoch());
                 Ok(Info::Served(served))
             }
         }
@@ -479,16 +470,4 @@ fn find_row(
         return Ok(Some(row));
     }
     rows::by_hash(connection, dir, hash)
-}
-
-#[derive(Clone)]
-struct RenderedWeight;
-
-impl Weighter<i64, Rendered> for RenderedWeight {
-    fn weight(&self, _: &i64, rendered: &Rendered) -> u64 {
-        let row = &rendered.row;
-        let texts = [&row.deriver, &row.sigs, &row.ca].into_iter().flatten().map(String::len).sum::<usize>();
-        let row = size_of::<Row>() + row.path.len() + row.hash.len() + texts;
-        row as u64 + rendered.served.weight()
-    }
 }

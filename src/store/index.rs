@@ -8,6 +8,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::rendered::Rendered;
+use super::served::Served;
 use crate::formats::store_path::StorePathHash;
 use crate::limits;
 
@@ -18,17 +20,18 @@ pub struct Snapshot {
     complete: bool,
     base: Arc<Table>,
     delta: Arc<Table>,
+    rendered: Arc<Rendered>,
     retired: AtomicBool,
 }
 
 impl Snapshot {
-    fn new(epoch: u64, complete: bool, base: Arc<Table>, delta: Arc<Table>) -> Self {
-        Self { epoch, complete, base, delta, retired: AtomicBool::new(false) }
+    fn new(epoch: u64, complete: bool, base: Arc<Table>, delta: Arc<Table>, rendered: Arc<Rendered>) -> Self {
+        Self { epoch, complete, base, delta, rendered, retired: AtomicBool::new(false) }
     }
 
     /// A snapshot that knows nothing: every path must be asked for.
     pub fn unknown() -> Self {
-        Self::new(0, false, Arc::default(), Arc::default())
+        Self::new(0, false, Arc::default(), Arc::default(), Arc::new(Rendered::with_room(0)))
     }
 
     /// Grows with every change of the database or of what is told of it. Answers carry the epoch in which
@@ -40,6 +43,11 @@ impl Snapshot {
     /// The row that the path was registered with, if it was. The row may have been deleted since.
     pub fn find(&self, hash: &StorePathHash) -> Option<i64> {
         lookup(&self.delta, &self.base, hash)
+    }
+
+    /// What any worker was answered of the row `id` in this epoch or later, with the epoch.
+    pub(super) fn rendered(&self, id: i64, hash: &StorePathHash) -> Option<(Arc<Served>, u64)> {
+        self.rendered.get(id, hash, self.epoch)
     }
 
     /// Whether a path that is not found is not valid. False while a big database is still being read.
@@ -150,11 +158,12 @@ impl Index {
         self.base.len + self.delta.len
     }
 
-    pub(super) fn snapshot(&self, epoch: u64) -> Snapshot {
+    pub(super) fn snapshot(&self, epoch: u64, rendered: &Arc<Rendered>) -> Snapshot {
+        let rendered = Arc::clone(rendered);
         if self.complete && !self.overflown {
-            Snapshot::new(epoch, true, Arc::clone(&self.base), Arc::clone(&self.delta))
+            Snapshot::new(epoch, true, Arc::clone(&self.base), Arc::clone(&self.delta), rendered)
         } else {
-            Snapshot::new(epoch, false, Arc::default(), Arc::default())
+            Snapshot::new(epoch, false, Arc::default(), Arc::default(), rendered)
         }
     }
 }
@@ -257,6 +266,10 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
+    fn none() -> Arc<Rendered> {
+        Arc::new(Rendered::with_room(0))
+    }
+
     fn hash(seed: u64) -> StorePathHash {
         // Four share each beginning, so that probing is met.
         let mut bytes = [0; StorePathHash::LEN];
@@ -276,9 +289,9 @@ mod tests {
     fn rows_above_the_last_are_additions_and_a_short_slice_completes() {
         let mut index = Index::default();
         index.extend(&[(1, Some(hash(1))), (2, None)], true);
-        assert!(!index.snapshot(1).complete());
+        assert!(!index.snapshot(1, &none()).complete());
         index.extend(&[(7, Some(hash(7)))], false);
-        let snapshot = index.snapshot(2);
+        let snapshot = index.snapshot(2, &none());
         assert!(snapshot.complete());
         assert_eq!(snapshot.find(&hash(7)), Some(7));
         assert_eq!(index.last(), Some((7, Some(hash(7)))));
@@ -291,14 +304,14 @@ mod tests {
         index.forget(hash(1));
         assert_eq!(index.find(&hash(1)), None);
         index.extend(&[(2, Some(hash(1)))], false);
-        assert_eq!(index.snapshot(1).find(&hash(1)), Some(2));
+        assert_eq!(index.snapshot(1, &none()).find(&hash(1)), Some(2));
     }
 
     #[test]
     fn an_id_too_large_leaves_the_index_asking() {
         let mut index = Index::default();
         index.extend(&[(i64::from(u32::MAX), Some(hash(1)))], false);
-        assert!(!index.snapshot(1).complete());
+        assert!(!index.snapshot(1, &none()).complete());
     }
 
     proptest! {
@@ -321,7 +334,7 @@ mod tests {
                     index.merge();
                 }
             }
-            let snapshot = index.snapshot(1);
+            let snapshot = index.snapshot(1, &none());
             for seed in 0..8000 {
                 prop_assert_eq!(snapshot.find(&hash(seed)), model.get(&seed).copied());
             }

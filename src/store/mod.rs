@@ -12,6 +12,7 @@ pub mod files;
 pub mod index;
 pub mod logs;
 mod realisations;
+mod rendered;
 pub mod roots;
 pub mod rows;
 pub mod serve;

@@ -20,7 +20,7 @@
 //! **Why a cached answer is right.** The actor says in which epoch it read a row: at a time when the snapshot of
 //! that epoch had been read. An answer of the epoch of the view's snapshot, or of a later one, was therefore
 //! read no earlier than the snapshot; and a fresh look says that nothing was committed since before that.
-//! An answer of an earlier epoch is asked for again. This is what tells deletions and changed signatures, which
+//! An answer of an earlier epoch is asked for again, unless another worker has been answered since. This is what tells deletions and changed signatures, which
 //! the index does not.
 
 use std::hash::{BuildHasherDefault, Hasher};
@@ -33,6 +33,7 @@ use quick_cache::unsync::Cache;
 use super::actor::Info;
 use super::database::{Database, Mark};
 use super::index::Snapshot;
+use super::rendered::TYPICAL_BYTES;
 use super::served::Served;
 use crate::formats::store_path::StorePathHash;
 use crate::limits;
@@ -111,10 +112,10 @@ impl View {
         self.snapshot = snapshot;
     }
 
-    /// What is known of a hash part. Allocates nothing.
+    /// What is known of a hash part. Allocates nothing, but where another worker was answered what this one was not.
     pub fn find(&mut self, hash: &StorePathHash) -> Find {
-        let indexed = self.snapshot.find(hash).is_some();
-        if !indexed && self.snapshot.complete() {
+        let indexed = self.snapshot.find(hash);
+        if indexed.is_none() && self.snapshot.complete() {
             return Find::Absent;
         }
         match self.answers.get(hash) {
@@ -122,8 +123,17 @@ impl View {
                 Some(served) => Find::Served(Arc::clone(served)),
                 None => Find::Absent,
             },
-            _ => Find::Ask,
+            _ => self.find_rendered(hash, indexed),
         }
+    }
+
+    /// What another worker was answered.
+    fn find_rendered(&mut self, hash: &StorePathHash, indexed: Option<i64>) -> Find {
+        let Some((served, epoch)) = indexed.and_then(|id| self.snapshot.rendered(id, hash)) else {
+            return Find::Ask;
+        };
+        self.answers.insert(*hash, Answered { epoch, served: Some(Arc::clone(&served)) });
+        Find::Served(served)
     }
 
     /// Keeps what the actor answered in `epoch`.
@@ -148,9 +158,6 @@ impl View {
         &self.snapshot
     }
 }
-
-/// What a cached answer weighs in the middle: a path with some ten references.
-const TYPICAL_BYTES: u64 = 2048;
 
 #[derive(Clone)]
 struct AnsweredWeight;

@@ -131,6 +131,42 @@ fn an_answer_of_an_earlier_epoch_is_asked_for_again() {
 }
 
 #[test]
+fn what_one_worker_was_answered_no_other_asks_for_in_that_epoch() {
+    let nix = Nix::new(Journal::Wal);
+    let writer = nix.writer();
+    writer.register(1, &[]);
+    let mut actor = Actor::new(&nix.settings(), &[]);
+    let (mut one, mut other) = (Worker::new(&nix.settings()), Worker::new(&nix.settings()));
+    // Both have the snapshot, and only one asks.
+    other.get(&mut actor, 2).expect("it answers");
+    let asked = one.get(&mut actor, 1).expect("it answers").expect("it is valid");
+    let Find::Served(found) = other.view.find(&path(1).hash()) else { panic!("the other was answered") };
+    assert!(Arc::ptr_eq(&asked, &found));
+
+    // A signature is added: what was answered before says nothing any more.
+    let sign = "UPDATE ValidPaths SET sigs = 'other-1:' || hex(zeroblob(8)) WHERE path LIKE ?1";
+    let like = format!("%{}%", path(1).hash());
+    writer.connection.execute(sign, [like]).expect("nobody else writes");
+    for worker in [&mut one, &mut other] {
+        worker.get(&mut actor, 2).expect("it answers");
+    }
+    assert!(matches!(other.view.find(&path(1).hash()), Find::Ask));
+    let asked = one.get(&mut actor, 1).expect("it answers").expect("it is valid");
+    let Find::Served(found) = other.view.find(&path(1).hash()) else { panic!("the other was answered") };
+    assert!(Arc::ptr_eq(&asked, &found));
+
+    // Confirmed as it was in a later epoch, it is found again; deleted, it is not.
+    writer.register(3, &[]);
+    other.get(&mut actor, 3).expect("it answers");
+    assert!(matches!(other.view.find(&path(1).hash()), Find::Ask));
+    one.get(&mut actor, 1).expect("it answers").expect("it is valid");
+    assert!(matches!(other.view.find(&path(1).hash()), Find::Served(_)));
+    writer.delete(1);
+    assert_eq!(other.get(&mut actor, 1).expect("it answers").map(|_| ()), None);
+    assert_eq!(one.get(&mut actor, 1).expect("it answers").map(|_| ()), None);
+}
+
+#[test]
 fn a_locked_database_defers_and_then_answers() {
     let nix = Nix::new(Journal::Delete);
     let writer = nix.writer();
