@@ -422,6 +422,16 @@ pub const DATABASE_PAUSE: Duration = Duration::from_millis(5);
 /// move in steps of up to 10 ms, and a second write in the same step would not show.
 pub const DATABASE_QUIET: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether marks of damaged paths were set or cleared, or their trees repaired: whoever did so
+/// tries it at once.
+pub const QUARANTINE_LOOK: Duration = Duration::from_secs(1);
+
+/// Damage that waits to be marked. What comes beyond is found again with the next request for it.
+pub const QUARANTINE_QUEUE: usize = 64;
+
+/// The steps in which file times move are at most so long: 10 ms, and a second on some file systems.
+pub const FILE_TIME_STEP: Duration = Duration::from_secs(2);
+
 /// How many rows of a big database are read into the index before the next question is looked at: about
 /// 10 ms.
 pub const INDEX_SLICE: usize = 16_384;

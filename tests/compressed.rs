@@ -208,26 +208,6 @@ fn a_url_keeps_working_whichever_way_the_settings_turn() {
 }
 
 #[test]
-fn damage_is_never_sent_whole() {
-    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
-    let (spoilt, sound) = (add(&store, "spoilt", 1), add(&store, "sound", 2));
-    let library = store.real(&spoilt).join("library");
-    let mut permissions = fs::metadata(&library).expect("it is there").permissions();
-    #[allow(clippy::permissions_set_readonly_false, reason = "the store is the test's own")]
-    permissions.set_readonly(false);
-    fs::set_permissions(&library, permissions).expect("the store is ours");
-    // As long as it was, so that only its hash tells.
-    write(&library, noise(77, 3_000_000));
-    let server = compressing(&store, cache.path(), "zstd").start();
-    let url_of = |path| url(&server, path);
-    let cut = server.connect().request("GET", &url_of(&spoilt), &[]).try_read("GET");
-    assert!(cut.is_err(), "it must not end well");
-    assert!(server.log().contains("hashes to"), "{}", server.log());
-    assert_eq!(server.connect().head(&url_of(&spoilt), &[]).status, 404);
-    assert!(decompressed("zstd", &server.get(&url_of(&sound)).body) == store.dump(&sound));
-}
-
-#[test]
 fn nix_takes_compressed_paths_cold_and_warm() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "taken", 1);

@@ -13,7 +13,7 @@ use super::manifest::{Manifest, Part};
 use super::{CacheError, Key};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::nar::{Cursor, NarError, Reader, Segment};
+use crate::nar::{Cursor, NarError, Origin, Reader, Segment};
 
 /// Why a NAR is not compressed. Cheap to clone, since all who wait are told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -87,6 +87,8 @@ impl Input {
 #[derive(Debug)]
 pub struct Job {
     pub(super) path: StorePath,
+    /// The tree that it is made of.
+    pub(super) origin: Origin,
     pub(super) nar_hash: Sha256,
     pub(super) encoding: Encoding,
     /// Somebody waits for it.
@@ -134,7 +136,13 @@ pub(super) enum Progress {
 }
 
 impl Job {
-    pub(super) fn new(path: StorePath, nar_hash: Sha256, encoding: Encoding, is_urgent: bool) -> Self {
+    pub(super) fn new(
+        path: StorePath,
+        origin: Origin,
+        nar_hash: Sha256,
+        encoding: Encoding,
+        is_urgent: bool,
+    ) -> Self {
         let output = Output {
             early: BTreeMap::new(),
             parts: Vec::new(),
@@ -144,7 +152,7 @@ impl Job {
             waiters: Vec::new(),
         };
         let is_urgent = AtomicBool::new(is_urgent);
-        Self { path, nar_hash, encoding, is_urgent, output: Mutex::new(output) }
+        Self { path, origin, nar_hash, encoding, is_urgent, output: Mutex::new(output) }
     }
 
     /// Part number `index`, or a place among those who wait for it.

@@ -4,8 +4,10 @@ mod certificates;
 pub mod demo;
 pub mod keys;
 pub mod log;
+mod progress;
 pub mod serve;
 mod service;
+mod store;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,7 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Keys(keys::Keys),
+    Store(store::Store),
 }
 
 /// Parses the command line and runs the command.
@@ -39,5 +42,6 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(serve)) => serve::run(serve),
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),
+        Some(Command::Store(store)) => store::run(&store),
     }
 }

@@ -142,9 +142,15 @@ pub struct StoreMetrics {
     pub(super) refreshes: Counter,
     pub(super) busy: Counter,
     pub(super) unavailable: Counter,
+    pub(super) quarantined: Gauge,
 }
 
 impl StoreMetrics {
+    /// So many paths are quarantined now.
+    pub fn quarantined(&self, now: usize) {
+        self.quarantined.set(now);
+    }
+
     /// So many signatures were made, in so much time.
     pub fn signed(&self, signatures: usize, took: Duration) {
         self.signatures.add(signatures as u64);

@@ -140,6 +140,12 @@ pub const DATABASE_UNAVAILABLE: Name = counter(
     "Requests answered with 503, as the Nix database was locked for too long or cannot be read.",
 );
 
+/// No labels.
+pub const QUARANTINED: Name = gauge(
+    "harmonia_quarantined_paths",
+    "Paths that are not what the Nix database says, and are answered with 404 until they are repaired.",
+);
+
 /// Labels `way`, `result`: `taken`, `failed`.
 pub const ROOTS: Name =
     counter("harmonia_temporary_roots_total", "Temporary garbage-collector roots, by way and result.");
@@ -157,7 +163,7 @@ pub const MAILBOX_DEPTH: Name = gauge("harmonia_mailbox_messages", "Messages tha
 pub const BUILD_INFO: Name = gauge("harmonia_build_info", "1, with the version that runs.");
 
 /// Every metric, in the order of the text.
-pub const ALL: [Name; 29] = [
+pub const ALL: [Name; 30] = [
     BUILD_INFO,
     REQUESTS,
     REQUEST_SECONDS,
@@ -184,6 +190,7 @@ pub const ALL: [Name; 29] = [
     REFRESHES,
     DATABASE_BUSY,
     DATABASE_UNAVAILABLE,
+    QUARANTINED,
     ROOTS,
     UNROOTED,
     MAILBOX_DEPTH,

@@ -123,6 +123,7 @@ impl Metrics {
         text.single(names::REFRESHES, store.refreshes.get());
         text.single(names::DATABASE_BUSY, store.busy.get());
         text.single(names::DATABASE_UNAVAILABLE, store.unavailable.get());
+        text.single(names::QUARANTINED, store.quarantined.get());
         text.begin(names::ROOTS);
         for &way in Way::ALL {
             text.sample(names::ROOTS, &[("way", way.text()), ("result", "taken")], roots.taken.get(way));

@@ -179,10 +179,8 @@ pub(super) fn answered(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: Ans
     match answer {
         Answer::Found(Some(stream)) | Answer::Opened(Ok(stream)) => send(exchange, desk, &served, stream),
         Answer::Found(None) => missing(exchange, desk, served),
-        // It will be tried again, and the NAR as it is may be had meanwhile.
-        Answer::Opened(Err(CompressError::Nar(error @ NarError::Missing { .. }))) => {
-            damaged(exchange, desk, "a valid path cannot be served", &error)
-        }
+        // It is quarantined, and that is told once.
+        Answer::Opened(Err(CompressError::Nar(NarError::HashMismatch { .. }))) => absent(exchange, desk),
         Answer::Opened(Err(CompressError::Nar(error))) => {
             damaged(exchange, desk, "a valid path cannot be served", &error)
         }
