@@ -349,6 +349,10 @@ pub const CACHE_SYNC_BYTES: u64 = 64 << 20;
 /// See [`CACHE_SYNC_BYTES`]: after so much time it is, however little there is.
 pub const CACHE_SYNC_TIME: Duration = Duration::from_secs(5);
 
+/// How often it is looked, while nothing is compressed, whether the cache's folder was cleared or deleted: its space is
+/// free only then.
+pub const CACHE_LOOK: Duration = Duration::from_secs(5);
+
 /// How many manifests are kept, at some 250 bytes each on average: 64 MB. There is one for each NAR that was ever
 /// compressed.
 pub const CACHE_MANIFESTS: i64 = 1 << 18;

@@ -113,6 +113,11 @@ fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
         0.0,
         "nothing was compressed again"
     );
+    assert_eq!(server.metric("harmonia_compressed_nars_total", &["hit"]), 1.0);
+    assert_eq!(
+        server.metric("harmonia_compressed_saved_bytes_total", &[]),
+        (nar.len() - first.body.len()) as f64
+    );
     let head = server.connect().head(&url, &[]);
     assert_eq!((head.status, head.content_length()), (200, Some(first.body.len() as u64)));
     let unchanged = server.connect().get_with(&url, &[&format!("If-None-Match: {tag}")]);

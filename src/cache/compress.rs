@@ -22,7 +22,7 @@ use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::limits::WARNING_PAUSE;
+use crate::limits::{CACHE_LOOK, WARNING_PAUSE};
 use crate::mailbox::Sender;
 use crate::metrics::CompressMetrics;
 use crate::nar::{Cursor, Damage, NarError, Segment};
@@ -317,6 +317,11 @@ fn encode(
 }
 
 impl Compressor {
+    /// A frame of so many bytes is sent in place of a chunk of so many.
+    pub(super) fn saved(&self, chunk: u64, frame: u64) {
+        self.0.metrics.saved(chunk, frame);
+    }
+
     /// See [`Shared::cache_failed`].
     pub(super) fn cache_failed(&self, error: &CacheError) {
         self.0.cache_failed(error);
@@ -366,7 +371,7 @@ impl State {
 }
 
 impl Shared {
-    /// What to do next; `None` at the end.
+    /// What to do next; `None` at the end. With nothing to do, it is looked after the cache's folder.
     fn next(&self) -> Option<Task> {
         let mut state = self.state();
         loop {
@@ -376,7 +381,15 @@ impl Shared {
             if let Some(task) = state.pop() {
                 return Some(task);
             }
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.wake.wait_timeout(state, CACHE_LOOK).unwrap_or_else(PoisonError::into_inner);
+            state = waited.0;
+            if waited.1.timed_out() {
+                drop(state);
+                if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.look()) {
+                    self.cache_failed(&error);
+                }
+                state = self.state();
+            }
         }
     }
 

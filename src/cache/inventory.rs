@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::error::failed;
@@ -99,6 +100,13 @@ impl Inventory {
         }
     }
 
+    /// The file was deleted, and another may be in its place by now: whose log SQLite would remove by its name when this
+    /// connection is closed.
+    pub(super) fn abandon(&self) {
+        // It cannot fail for a connection that is open.
+        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    }
+
     /// Sets the connection up and reads which version the file has; 0 where it is new.
     fn version(&self) -> rusqlite::Result<i32> {
         self.connection.busy_timeout(BUSY)?;
@@ -181,14 +189,15 @@ impl Inventory {
         })
     }
 
-    /// Takes a volume out with all its frames, but for those that lie elsewhere now.
-    pub(super) fn evict(&mut self, volume: u64, moved: &[(Key, Place)]) -> Result<(), CacheError> {
+    /// Takes a volume out with all its frames, but for those that lie elsewhere now: how many went.
+    pub(super) fn evict(&mut self, volume: u64, moved: &[(Key, Place)]) -> Result<u64, CacheError> {
         self.transact(|transaction| {
             for (key, place) in moved {
                 insert(transaction, key, *place)?;
             }
-            transaction.execute("delete from frames where volume = ?1", [signed(volume)])?;
-            transaction.execute("delete from volumes where number = ?1", [signed(volume)]).map(drop)
+            let gone = transaction.execute("delete from frames where volume = ?1", [signed(volume)])?;
+            transaction.execute("delete from volumes where number = ?1", [signed(volume)])?;
+            Ok(gone as u64)
         })
     }
 
@@ -205,13 +214,14 @@ impl Inventory {
         query(&self.connection).map_err(|error| self.refused(error))
     }
 
-    fn transact(
+    fn transact<T>(
         &mut self,
-        write: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<()>,
-    ) -> Result<(), CacheError> {
+        write: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
         let result = self.connection.transaction().and_then(|transaction| {
-            write(&transaction)?;
-            transaction.commit()
+            let written = write(&transaction)?;
+            transaction.commit()?;
+            Ok(written)
         });
         result.map_err(|error| self.refused(error))
     }

@@ -125,8 +125,8 @@ pub(super) struct Made {
 /// How far a job is, seen by somebody who wants one part.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// The part is there.
-    Ready(Segment),
+    /// The part is there; with the length of its chunk.
+    Ready(Segment, u64),
     /// It is not there yet; the waiter is kept.
     Waiting,
     /// It is done, and has no such part or none that is held here.
@@ -159,7 +159,16 @@ impl Job {
     pub(super) fn part(&self, index: usize, waiter: Waiter) -> Progress {
         let mut output = self.output();
         match (output.segments.get(index), &output.ended) {
-            (Some(segment), _) => Progress::Ready(segment.clone()),
+            (Some(segment), _) => {
+                // Once all are there, they are in the manifest.
+                let parts = match &output.ended {
+                    Some(Ok(manifest)) => manifest.parts(),
+                    _ => &output.parts,
+                };
+                let end = |index: usize| parts.get(index).map_or(0, |part| part.nar_end);
+                let chunk = end(index) - index.checked_sub(1).map_or(0, end);
+                Progress::Ready(segment.clone(), chunk)
+            }
             (None, Some(Ok(manifest))) => Progress::Done(Arc::clone(manifest)),
             (None, Some(Err(error))) => Progress::Failed(error.clone(), output.parts.clone()),
             (None, None) => {

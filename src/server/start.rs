@@ -168,7 +168,7 @@ impl Server {
         actors.push(quarantine);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
         let (life, lives) = mailbox::bounded(1, None);
-        let kept = plan.cache.as_ref().and_then(open_cache);
+        let kept = plan.cache.as_ref().and_then(|cache| open_cache(cache, &metrics));
         let packer = start_packs(kept.as_ref(), &metrics, pack_inbox, lives.clone())?;
         let pack = packer.is_some().then_some(pack);
         actors.extend(packer);
@@ -385,8 +385,8 @@ fn start_nars(
 }
 
 /// The cache, with how much it may hold; none where it cannot be used.
-fn open_cache((folder, max_size): &(PathBuf, u64)) -> Option<(Arc<Cache>, u64)> {
-    match Cache::open(folder, *max_size) {
+fn open_cache((folder, max_size): &(PathBuf, u64), metrics: &Metrics) -> Option<(Arc<Cache>, u64)> {
+    match Cache::open(folder, *max_size, metrics.cache()) {
         Ok(cache) => Some((Arc::new(cache), *max_size)),
         Err(error) => {
             tracing::warn!(

@@ -39,7 +39,9 @@ impl Bench {
     }
 
     fn within(folder: TempDir, threads: usize, sizes: Sizes) -> Self {
-        let cache = Arc::new(Cache::open_with(&folder.path().join("cache"), sizes).expect("it opens"));
+        let cache = Arc::new(
+            Cache::open_with(&folder.path().join("cache"), sizes, Arc::default()).expect("it opens"),
+        );
         let metrics = Arc::<CompressMetrics>::default();
         let compressor = Compressor::new(Some(cache), None, Arc::clone(&metrics));
         let threads = compressor.spawn(threads).expect("threads");
