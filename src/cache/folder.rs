@@ -22,7 +22,7 @@ use crate::limits::{
 use crate::metrics::CacheMetrics;
 
 /// The file that says that a process has the folder open.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// A folder of frames and manifests, under a bound on its size. It may be used from several threads; all of its
 /// methods wait for disks and locks, so workers use none of them.

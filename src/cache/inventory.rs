@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
 use super::error::failed;
 use super::{CacheError, Key, ManifestKey};
 use crate::limits::CACHE_MANIFESTS;
 
-const NAME: &str = "inventory.sqlite";
+/// The database file.
+pub(super) const NAME: &str = "inventory.sqlite";
 
 /// The number of [`SCHEMA`], kept as the file's `user_version`.
 const VERSION: i32 = 1;
@@ -100,6 +101,26 @@ impl Inventory {
         }
     }
 
+    /// Opens the inventory in `folder` to be read alone, beside whoever writes it; `None` where there is none that this
+    /// version can read.
+    pub(super) fn open_to_read(folder: &Path) -> Result<Option<Self>, CacheError> {
+        let path = folder.join(NAME);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || {
+            let connection = Connection::open_with_flags(&path, flags)?;
+            connection.busy_timeout(BUSY)?;
+            let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            Ok((connection, version))
+        };
+        match open() {
+            Ok((connection, version)) => Ok((version == VERSION).then_some(Self { connection, path })),
+            Err(source) => Err(CacheError::Inventory { file: path, source }),
+        }
+    }
+
     /// The file was deleted, and another may be in its place by now: whose log SQLite would remove by its name when this
     /// connection is closed.
     pub(super) fn abandon(&self) {
@@ -148,6 +169,18 @@ impl Inventory {
             let mut statement = connection.prepare_cached("select body from manifests where key = ?1")?;
             let body: Option<Vec<u8>> = statement.query_row([key.as_bytes()], |row| row.get(0)).optional()?;
             Ok(body.map(Bytes::from))
+        })
+    }
+
+    /// Calls `each` with every manifest.
+    pub(super) fn each_manifest(&self, mut each: impl FnMut(&[u8])) -> Result<(), CacheError> {
+        self.ask(|connection| {
+            let mut statement = connection.prepare("select body from manifests")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                each(row.get_ref(0)?.as_blob()?);
+            }
+            Ok(())
         })
     }
 
@@ -242,7 +275,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
 }
 
 /// Removes a database with what SQLite keeps beside it.
-fn remove(path: &Path) -> Result<(), CacheError> {
+pub(super) fn remove(path: &Path) -> Result<(), CacheError> {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);

@@ -1,6 +1,8 @@
 //! The command line: one file a command. This room alone prints and exits.
 
+mod cache;
 mod certificates;
+mod client;
 pub mod demo;
 pub mod keys;
 pub mod log;
@@ -33,6 +35,7 @@ enum Command {
     Demo(demo::Demo),
     Keys(keys::Keys),
     Store(store::Store),
+    Cache(cache::Cache),
 }
 
 /// Parses the command line and runs the command.
@@ -43,5 +46,6 @@ pub fn main() -> ExitCode {
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),
         Some(Command::Store(store)) => store::run(&store),
+        Some(Command::Cache(cache)) => cache::run(&cache),
     }
 }
