@@ -50,6 +50,8 @@ pub struct Config {
     pub daemon_socket: PathBuf,
     /// Where what is made of NARs is kept, if anything is.
     pub cache: Option<Cache>,
+    /// Where marks of damaged paths are kept; the folder need not be there.
+    pub quarantine: PathBuf,
     /// The files that TLS needs, if it is spoken.
     pub tls: Option<TlsFiles>,
     /// How NARs are offered.
@@ -273,9 +275,11 @@ impl Config {
             Some(path) => absolute(path, "daemon_socket")?,
             None => state_dir.join("daemon-socket/socket"),
         };
+        let cache_dir = cache_dir(&settings, env)?;
+        let quarantine = cache_dir.join("quarantine");
         let cache = match settings.cache_max_size {
             0 => None,
-            max_size => Some(Cache { dir: cache_dir(&settings, env)?, max_size }),
+            max_size => Some(Cache { dir: cache_dir, max_size }),
         };
         if cache.is_none() && settings.compression.format.is_some() {
             warnings.push(
@@ -309,6 +313,7 @@ impl Config {
             state_dir,
             daemon_socket,
             cache,
+            quarantine,
             tls,
             compression: settings.compression,
             sign_key_paths,

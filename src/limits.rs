@@ -356,6 +356,10 @@ pub const CACHE_SYNC_BYTES: u64 = 64 << 20;
 /// See [`CACHE_SYNC_BYTES`]: after so much time it is, however little there is.
 pub const CACHE_SYNC_TIME: Duration = Duration::from_secs(5);
 
+/// How often it is looked, while nothing is compressed, whether the cache's folder was cleared or deleted: its space is
+/// free only then.
+pub const CACHE_LOOK: Duration = Duration::from_secs(5);
+
 /// How many manifests are kept, at some 250 bytes each on average: 64 MB. There is one for each NAR that was ever
 /// compressed.
 pub const CACHE_MANIFESTS: i64 = 1 << 18;
@@ -428,6 +432,16 @@ pub const DATABASE_PAUSE: Duration = Duration::from_millis(5);
 /// A database that can only be read without locks is left alone for so long after it was written: file times
 /// move in steps of up to 10 ms, and a second write in the same step would not show.
 pub const DATABASE_QUIET: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether marks of damaged paths were set or cleared, or their trees repaired: whoever did so
+/// tries it at once.
+pub const QUARANTINE_LOOK: Duration = Duration::from_secs(1);
+
+/// Damage that waits to be marked. What comes beyond is found again with the next request for it.
+pub const QUARANTINE_QUEUE: usize = 64;
+
+/// The steps in which file times move are at most so long: 10 ms, and a second on some file systems.
+pub const FILE_TIME_STEP: Duration = Duration::from_secs(2);
 
 /// How many rows of a big database are read into the index before the next question is looked at: about
 /// 10 ms.

@@ -113,6 +113,11 @@ fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
         0.0,
         "nothing was compressed again"
     );
+    assert_eq!(server.metric("harmonia_compressed_nars_total", &["hit"]), 1.0);
+    assert_eq!(
+        server.metric("harmonia_compressed_saved_bytes_total", &[]),
+        (nar.len() - first.body.len()) as f64
+    );
     let head = server.connect().head(&url, &[]);
     assert_eq!((head.status, head.content_length()), (200, Some(first.body.len() as u64)));
     let unchanged = server.connect().get_with(&url, &[&format!("If-None-Match: {tag}")]);
@@ -205,26 +210,6 @@ fn a_url_keeps_working_whichever_way_the_settings_turn() {
     // The other format is had by whoever has a URL of it.
     let xz = old.replace(".nar.zst", ".nar.xz").replace("zstd-", "xz-");
     assert!(decompressed("xz", &server.get(&xz).body) == nar);
-}
-
-#[test]
-fn damage_is_never_sent_whole() {
-    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
-    let (spoilt, sound) = (add(&store, "spoilt", 1), add(&store, "sound", 2));
-    let library = store.real(&spoilt).join("library");
-    let mut permissions = fs::metadata(&library).expect("it is there").permissions();
-    #[allow(clippy::permissions_set_readonly_false, reason = "the store is the test's own")]
-    permissions.set_readonly(false);
-    fs::set_permissions(&library, permissions).expect("the store is ours");
-    // As long as it was, so that only its hash tells.
-    write(&library, noise(77, 3_000_000));
-    let server = compressing(&store, cache.path(), "zstd").start();
-    let url_of = |path| url(&server, path);
-    let cut = server.connect().request("GET", &url_of(&spoilt), &[]).try_read("GET");
-    assert!(cut.is_err(), "it must not end well");
-    assert!(server.log().contains("hashes to"), "{}", server.log());
-    assert_eq!(server.connect().head(&url_of(&spoilt), &[]).status, 404);
-    assert!(decompressed("zstd", &server.get(&url_of(&sound)).body) == store.dump(&sound));
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Warm {
                     cold: Cold::Stream,
                     zstd: Encoding::new(Format::Zstd, 6),
                     xz: Encoding::new(Format::Xz, 6),
-                    compressor: Compressor::new(None, metrics.compress()),
+                    compressor: Compressor::new(None, None, metrics.compress()),
                 },
                 metrics: Arc::clone(&metrics),
             },

@@ -6,6 +6,7 @@
 //! under way.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -21,9 +22,10 @@ use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::limits::WARNING_PAUSE;
+use crate::limits::{CACHE_LOOK, WARNING_PAUSE};
+use crate::mailbox::Sender;
 use crate::metrics::CompressMetrics;
-use crate::nar::{Cursor, Segment};
+use crate::nar::{Cursor, Damage, NarError, Segment};
 
 /// A NAR that is to be compressed.
 #[derive(Debug)]
@@ -53,10 +55,11 @@ pub enum Compressing {
 #[derive(Clone, Debug)]
 pub struct Compressor(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     cache: Option<Arc<Cache>>,
     metrics: Arc<CompressMetrics>,
+    /// Hears of paths that are not what the database says.
+    damages: Option<Sender<Damage>>,
     state: Mutex<State>,
     wake: Condvar,
     /// How many manifests were put.
@@ -88,10 +91,15 @@ struct Task {
 
 impl Compressor {
     /// A compressor that keeps its frames in `cache`; without one, it can only compress for one client at a time.
-    /// Nothing is done before [`Compressor::spawn`].
-    pub fn new(cache: Option<Arc<Cache>>, metrics: Arc<CompressMetrics>) -> Self {
+    /// Who receives `damages` hears of paths that turned out not to be what the database says. Nothing is done before
+    /// [`Compressor::spawn`].
+    pub fn new(
+        cache: Option<Arc<Cache>>,
+        damages: Option<Sender<Damage>>,
+        metrics: Arc<CompressMetrics>,
+    ) -> Self {
         let (state, wake, finished) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        Self(Arc::new(Shared { cache, metrics, state, wake, finished, told: Mutex::default() }))
+        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told: Mutex::default() }))
     }
 
     /// How many NARs were compressed so far: while it is the same, nothing that was not there is.
@@ -167,7 +175,7 @@ impl Compressor {
         if state.is_ending {
             return Err(CompressError::Ended);
         }
-        let job = Arc::new(Job::new(path, nar_hash, encoding, is_urgent));
+        let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, is_urgent));
         let input = Input::new(nar);
         state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0 });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
@@ -241,6 +249,7 @@ impl Compressor {
                 match job.error() {
                     None => {}
                     Some(CompressError::Cache(error)) => self.0.cache_failed(&error),
+                    Some(CompressError::Nar(error)) if self.report(job, &error) => {}
                     Some(error) => {
                         tracing::warn!(path = %job.path, error = with_causes(&error), "not compressed");
                     }
@@ -252,6 +261,17 @@ impl Compressor {
             }
         }
         job.wake();
+    }
+
+    /// Reports damage, which whoever hears of it tells the operator; says whether somebody does.
+    fn report(&self, job: &Job, error: &NarError) -> bool {
+        let (NarError::HashMismatch { path, found, registered }, Some(damages)) = (error, &self.0.damages)
+        else {
+            return false;
+        };
+        let (path, registered, found) = (path.clone(), *registered, *found);
+        // What a full mailbox refuses is found again with the next request for it.
+        damages.try_send(Damage { path, registered, found, origin: job.origin }).is_ok()
     }
 }
 
@@ -297,6 +317,11 @@ fn encode(
 }
 
 impl Compressor {
+    /// A frame of so many bytes is sent in place of a chunk of so many.
+    pub(super) fn saved(&self, chunk: u64, frame: u64) {
+        self.0.metrics.saved(chunk, frame);
+    }
+
     /// See [`Shared::cache_failed`].
     pub(super) fn cache_failed(&self, error: &CacheError) {
         self.0.cache_failed(error);
@@ -316,6 +341,12 @@ impl Compressor {
             }
             other => other,
         }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compressor").field("cache", &self.cache).finish_non_exhaustive()
     }
 }
 
@@ -340,7 +371,7 @@ impl State {
 }
 
 impl Shared {
-    /// What to do next; `None` at the end.
+    /// What to do next; `None` at the end. With nothing to do, it is looked after the cache's folder.
     fn next(&self) -> Option<Task> {
         let mut state = self.state();
         loop {
@@ -350,7 +381,15 @@ impl Shared {
             if let Some(task) = state.pop() {
                 return Some(task);
             }
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.wake.wait_timeout(state, CACHE_LOOK).unwrap_or_else(PoisonError::into_inner);
+            state = waited.0;
+            if waited.1.timed_out() {
+                drop(state);
+                if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.look()) {
+                    self.cache_failed(&error);
+                }
+                state = self.state();
+            }
         }
     }
 

@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -17,6 +19,10 @@ use super::{CacheError, Frame, Key, ManifestKey};
 use crate::limits::{
     CACHE_CARRIED_PART, CACHE_FRAME_MAX, CACHE_SYNC_BYTES, CACHE_SYNC_TIME, CACHE_VOLUME_MIN, CACHE_VOLUMES,
 };
+use crate::metrics::CacheMetrics;
+
+/// The file that says that a process has the folder open.
+pub(super) const LOCK: &str = "lock";
 
 /// A folder of frames and manifests, under a bound on its size. It may be used from several threads; all of its
 /// methods wait for disks and locks, so workers use none of them.
@@ -41,7 +47,8 @@ pub struct Cache {
     inventory: Mutex<Inventory>,
     appender: Mutex<Appender>,
     /// Locked as long as the cache is open.
-    _lock: File,
+    lock: Mutex<File>,
+    metrics: Arc<CacheMetrics>,
 }
 
 /// The bounds that a cache keeps to, in bytes.
@@ -105,16 +112,20 @@ impl Cache {
     /// # Errors
     /// When another process has it open, the folder cannot be written to, or the bound is below what
     /// [`CACHE_VOLUME_MIN`] allows.
-    pub fn open(folder: &Path, max_size: u64) -> Result<Self, CacheError> {
+    pub fn open(folder: &Path, max_size: u64, metrics: Arc<CacheMetrics>) -> Result<Self, CacheError> {
         let least = 2 * CACHE_VOLUME_MIN;
         if max_size < least {
             return Err(CacheError::TooSmall { size: max_size, least });
         }
         let volume = (max_size / CACHE_VOLUMES).max(CACHE_VOLUME_MIN);
-        Self::open_with(folder, Sizes { whole: max_size, volume })
+        Self::open_with(folder, Sizes { whole: max_size, volume }, metrics)
     }
 
-    pub(super) fn open_with(folder: &Path, sizes: Sizes) -> Result<Self, CacheError> {
+    pub(super) fn open_with(
+        folder: &Path,
+        sizes: Sizes,
+        metrics: Arc<CacheMetrics>,
+    ) -> Result<Self, CacheError> {
         fs::create_dir_all(folder).map_err(failed(folder, "create"))?;
         let lock = lock_folder(folder)?;
         let (inventory, is_new) = Inventory::open(folder)?;
@@ -125,9 +136,11 @@ impl Cache {
             reader: Mutex::new(Inventory::connect(folder)?),
             inventory: Mutex::new(inventory),
             appender: Mutex::default(),
-            _lock: lock,
+            lock: Mutex::new(lock),
+            metrics,
         };
-        cache.recover(is_new)?;
+        let last = cache.recover(&mut self::lock(&cache.inventory), is_new)?;
+        cache.appender().volume = last;
         Ok(cache)
     }
 
@@ -246,9 +259,49 @@ impl Cache {
         })
     }
 
-    /// Brings inventory and folder to agree, whatever the last process left.
-    fn recover(&self, is_new: bool) -> Result<(), CacheError> {
+    /// Looks whether the folder was cleared or deleted by somebody else; then all is forgotten, so that its space is
+    /// free, and begun anew. Costs one call of the system.
+    ///
+    /// # Errors
+    /// When it cannot be begun anew. What was there stays usable, and the next look tries again.
+    pub fn look(&self) -> Result<(), CacheError> {
+        if !self.is_gone() {
+            return Ok(());
+        }
         let mut inventory = lock(&self.inventory);
+        let mut appender = self.appender();
+        let mut reader = lock(&self.reader);
+        // Somebody else may have seen it as well.
+        if !self.is_gone() {
+            return Ok(());
+        }
+        inventory.abandon();
+        reader.abandon();
+        fs::create_dir_all(&self.folder).map_err(failed(&self.folder, "create"))?;
+        let lock = lock_folder(&self.folder)?;
+        let (opened, is_new) = Inventory::open(&self.folder)?;
+        *reader = Inventory::connect(&self.folder)?;
+        *inventory = opened;
+        *appender = Appender::default();
+        *self.known() = Known::default();
+        *self::lock(&self.lock) = lock;
+        appender.volume = self.recover(&mut inventory, is_new)?;
+        Ok(())
+    }
+
+    /// Whether the file that is locked is not the one in the folder any more.
+    fn is_gone(&self) -> bool {
+        let id = |found: fs::Metadata| (found.dev(), found.ino());
+        let held = lock(&self.lock).metadata().map(id);
+        match (held, fs::metadata(self.folder.join(LOCK)).map(id)) {
+            (Ok(held), Ok(there)) => held != there,
+            (_, Err(error)) => error.kind() == io::ErrorKind::NotFound,
+            (Err(_), _) => false,
+        }
+    }
+
+    /// Brings inventory and folder to agree, whatever the last process left. Gives the volume to append to.
+    fn recover(&self, inventory: &mut Inventory, is_new: bool) -> Result<Option<Arc<Volume>>, CacheError> {
         let indexed: HashMap<u64, u64> = inventory.volumes()?.into_iter().collect();
         let present = volume::list(&self.folder)?;
         for &number in indexed.keys().filter(|number| !present.contains(number)) {
@@ -280,9 +333,8 @@ impl Cache {
         let last = self.known().volumes.last_key_value().map(|(_, volume)| Arc::clone(volume));
         // A longer one is of a time with a higher bound, and nothing is appended to it.
         let last = last.filter(|last| last.end() <= self.sizes.volume);
-        self.make_room(&mut inventory, last.as_ref(), Carry::Nothing)?;
-        self.appender().volume = last;
-        Ok(())
+        self.make_room(inventory, last.as_ref(), Carry::Nothing)?;
+        Ok(last)
     }
 
     /// Appends to the last volume, unless it has no room. Also says whether it is time to sync.
@@ -350,7 +402,9 @@ impl Cache {
                 _ => Vec::new(),
             };
             let rows: Vec<_> = moved.iter().map(|(key, frame)| (*key, frame.place())).collect();
-            inventory.evict(oldest.number(), &rows)?;
+            let evicted = inventory.evict(oldest.number(), &rows)?;
+            self.metrics.evicted(evicted);
+            self.metrics.carried_over(rows.len() as u64);
             let mut known = self.known();
             known.frames.retain(|_, frame| frame.place().volume != oldest.number());
             known.frames.extend(moved);
@@ -458,6 +512,10 @@ impl Drop for Cache {
     fn drop(&mut self) {
         // What is lost by an error here is found again in the volumes.
         let _ = self.sync();
+        if self.is_gone() {
+            lock(&self.inventory).abandon();
+            lock(&self.reader).abandon();
+        }
     }
 }
 
@@ -502,7 +560,7 @@ impl Appender {
 }
 
 fn lock_folder(folder: &Path) -> Result<File, CacheError> {
-    let path = folder.join("lock");
+    let path = folder.join(LOCK);
     let opened = File::options().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(failed(&path, "open"))?;
     match file.try_lock() {

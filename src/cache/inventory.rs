@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
 use super::error::failed;
 use super::{CacheError, Key, ManifestKey};
 use crate::limits::CACHE_MANIFESTS;
 
-const NAME: &str = "inventory.sqlite";
+/// The database file.
+pub(super) const NAME: &str = "inventory.sqlite";
 
 /// The number of [`SCHEMA`], kept as the file's `user_version`.
 const VERSION: i32 = 1;
@@ -99,6 +101,33 @@ impl Inventory {
         }
     }
 
+    /// Opens the inventory in `folder` to be read alone, beside whoever writes it; `None` where there is none that this
+    /// version can read.
+    pub(super) fn open_to_read(folder: &Path) -> Result<Option<Self>, CacheError> {
+        let path = folder.join(NAME);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || {
+            let connection = Connection::open_with_flags(&path, flags)?;
+            connection.busy_timeout(BUSY)?;
+            let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            Ok((connection, version))
+        };
+        match open() {
+            Ok((connection, version)) => Ok((version == VERSION).then_some(Self { connection, path })),
+            Err(source) => Err(CacheError::Inventory { file: path, source }),
+        }
+    }
+
+    /// The file was deleted, and another may be in its place by now: whose log SQLite would remove by its name when this
+    /// connection is closed.
+    pub(super) fn abandon(&self) {
+        // It cannot fail for a connection that is open.
+        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    }
+
     /// Sets the connection up and reads which version the file has; 0 where it is new.
     fn version(&self) -> rusqlite::Result<i32> {
         self.connection.busy_timeout(BUSY)?;
@@ -143,6 +172,18 @@ impl Inventory {
         })
     }
 
+    /// Calls `each` with every manifest.
+    pub(super) fn each_manifest(&self, mut each: impl FnMut(&[u8])) -> Result<(), CacheError> {
+        self.ask(|connection| {
+            let mut statement = connection.prepare("select body from manifests")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                each(row.get_ref(0)?.as_blob()?);
+            }
+            Ok(())
+        })
+    }
+
     /// How many frames there are, and their bytes.
     pub(super) fn totals(&self) -> Result<(u64, u64), CacheError> {
         self.ask(|connection| {
@@ -181,14 +222,15 @@ impl Inventory {
         })
     }
 
-    /// Takes a volume out with all its frames, but for those that lie elsewhere now.
-    pub(super) fn evict(&mut self, volume: u64, moved: &[(Key, Place)]) -> Result<(), CacheError> {
+    /// Takes a volume out with all its frames, but for those that lie elsewhere now: how many went.
+    pub(super) fn evict(&mut self, volume: u64, moved: &[(Key, Place)]) -> Result<u64, CacheError> {
         self.transact(|transaction| {
             for (key, place) in moved {
                 insert(transaction, key, *place)?;
             }
-            transaction.execute("delete from frames where volume = ?1", [signed(volume)])?;
-            transaction.execute("delete from volumes where number = ?1", [signed(volume)]).map(drop)
+            let gone = transaction.execute("delete from frames where volume = ?1", [signed(volume)])?;
+            transaction.execute("delete from volumes where number = ?1", [signed(volume)])?;
+            Ok(gone as u64)
         })
     }
 
@@ -205,13 +247,14 @@ impl Inventory {
         query(&self.connection).map_err(|error| self.refused(error))
     }
 
-    fn transact(
+    fn transact<T>(
         &mut self,
-        write: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<()>,
-    ) -> Result<(), CacheError> {
+        write: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
         let result = self.connection.transaction().and_then(|transaction| {
-            write(&transaction)?;
-            transaction.commit()
+            let written = write(&transaction)?;
+            transaction.commit()?;
+            Ok(written)
         });
         result.map_err(|error| self.refused(error))
     }
@@ -232,7 +275,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
 }
 
 /// Removes a database with what SQLite keeps beside it.
-fn remove(path: &Path) -> Result<(), CacheError> {
+pub(super) fn remove(path: &Path) -> Result<(), CacheError> {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);

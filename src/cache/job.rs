@@ -13,7 +13,7 @@ use super::manifest::{Manifest, Part};
 use super::{CacheError, Key};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::nar::{Cursor, NarError, Reader, Segment};
+use crate::nar::{Cursor, NarError, Origin, Reader, Segment};
 
 /// Why a NAR is not compressed. Cheap to clone, since all who wait are told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -87,6 +87,8 @@ impl Input {
 #[derive(Debug)]
 pub struct Job {
     pub(super) path: StorePath,
+    /// The tree that it is made of.
+    pub(super) origin: Origin,
     pub(super) nar_hash: Sha256,
     pub(super) encoding: Encoding,
     /// Somebody waits for it.
@@ -123,8 +125,8 @@ pub(super) struct Made {
 /// How far a job is, seen by somebody who wants one part.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// The part is there.
-    Ready(Segment),
+    /// The part is there; with the length of its chunk.
+    Ready(Segment, u64),
     /// It is not there yet; the waiter is kept.
     Waiting,
     /// It is done, and has no such part or none that is held here.
@@ -134,7 +136,13 @@ pub(super) enum Progress {
 }
 
 impl Job {
-    pub(super) fn new(path: StorePath, nar_hash: Sha256, encoding: Encoding, is_urgent: bool) -> Self {
+    pub(super) fn new(
+        path: StorePath,
+        origin: Origin,
+        nar_hash: Sha256,
+        encoding: Encoding,
+        is_urgent: bool,
+    ) -> Self {
         let output = Output {
             early: BTreeMap::new(),
             parts: Vec::new(),
@@ -144,14 +152,23 @@ impl Job {
             waiters: Vec::new(),
         };
         let is_urgent = AtomicBool::new(is_urgent);
-        Self { path, nar_hash, encoding, is_urgent, output: Mutex::new(output) }
+        Self { path, origin, nar_hash, encoding, is_urgent, output: Mutex::new(output) }
     }
 
     /// Part number `index`, or a place among those who wait for it.
     pub(super) fn part(&self, index: usize, waiter: Waiter) -> Progress {
         let mut output = self.output();
         match (output.segments.get(index), &output.ended) {
-            (Some(segment), _) => Progress::Ready(segment.clone()),
+            (Some(segment), _) => {
+                // Once all are there, they are in the manifest.
+                let parts = match &output.ended {
+                    Some(Ok(manifest)) => manifest.parts(),
+                    _ => &output.parts,
+                };
+                let end = |index: usize| parts.get(index).map_or(0, |part| part.nar_end);
+                let chunk = end(index) - index.checked_sub(1).map_or(0, end);
+                Progress::Ready(segment.clone(), chunk)
+            }
             (None, Some(Ok(manifest))) => Progress::Done(Arc::clone(manifest)),
             (None, Some(Err(error))) => Progress::Failed(error.clone(), output.parts.clone()),
             (None, None) => {

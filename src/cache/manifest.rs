@@ -56,6 +56,12 @@ impl Manifest {
         &self.parts
     }
 
+    /// How long the chunk of part `index` is, in bytes; 0 where there is no such part.
+    pub(super) fn chunk_len(&self, index: usize) -> u64 {
+        let end = |index: usize| self.parts.get(index).map_or(0, |part| part.nar_end);
+        end(index).saturating_sub(index.checked_sub(1).map_or(0, end))
+    }
+
     /// Which part holds byte `position` of the file; one beyond the last at the file's end.
     pub(super) fn part_at(&self, position: u64) -> usize {
         self.parts.partition_point(|part| part.file_end <= position)

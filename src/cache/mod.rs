@@ -20,6 +20,7 @@ pub mod layout;
 mod manifest;
 pub mod pack;
 mod stream;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod volume;
@@ -31,3 +32,4 @@ pub use job::{CompressError, Job};
 pub use key::{Key, ManifestKey};
 pub use manifest::{Manifest, Part};
 pub use stream::{Fetched, Stream, Tree};
+pub use survey::{Survey, clear, survey};

@@ -111,7 +111,7 @@ impl Stream {
             if self.left == Some(0) {
                 return Ok(Fetched::Segments(Vec::new()));
             }
-            let segment = match &mut self.work {
+            let (segment, chunk) = match &mut self.work {
                 Work::Whole(manifest) => {
                     let manifest = Arc::clone(manifest);
                     return self.fetch_whole(compressor, &manifest).map(Fetched::Segments);
@@ -122,12 +122,12 @@ impl Stream {
                         continue;
                     };
                     let encoding = self.encoding.ok_or(CompressError::Ended)?;
-                    compressor.frame_now(encoding, &chunk)?.1
+                    (compressor.frame_now(encoding, &chunk)?.1, chunk.len() as u64)
                 }
                 // After a failure there is no second round with the job.
                 Work::Job(job) => match job.part(self.next, waiter.take().unwrap_or_else(|| Box::new(|| ())))
                 {
-                    Progress::Ready(segment) => segment,
+                    Progress::Ready(segment, chunk) => (segment, chunk),
                     Progress::Waiting => return Ok(Fetched::Waiting),
                     Progress::Done(manifest) => {
                         self.left = Some(manifest.file_size() - begin(manifest.parts(), self.next));
@@ -142,6 +142,7 @@ impl Stream {
                 },
             };
             self.next += 1;
+            compressor.saved(chunk, segment.len());
             return Ok(Fetched::Segments(vec![segment]));
         }
     }
@@ -167,6 +168,10 @@ impl Stream {
             }
             let end = segment.len().min(self.skip + left);
             self.left = Some(left - (end - self.skip));
+            // Of a frame that is sent in part, it is not known.
+            if self.skip == 0 && end == segment.len() {
+                compressor.saved(manifest.chunk_len(self.next), end);
+            }
             segments.push(segment.slice(self.skip, end));
             self.next += 1;
             self.skip = 0;
@@ -177,7 +182,7 @@ impl Stream {
     /// Makes a frame again that was evicted.
     fn remake(&mut self, compressor: &Compressor, manifest: &Manifest) -> Result<Segment, CompressError> {
         let part = manifest.parts()[self.next];
-        let start = self.next.checked_sub(1).map_or(0, |before| manifest.parts()[before].nar_end);
+        let start = part.nar_end - manifest.chunk_len(self.next);
         let mut nar = self.tree.planned(manifest.nar_size())?;
         nar.set_range(start, manifest.nar_size());
         let chunk = Input::new(nar).next(|_| ())?.unwrap_or_default();

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::folder::Sizes;
 use super::{Cache, CacheError, Frame, Key, ManifestKey};
 use crate::formats::hash::Sha256;
 use crate::limits::{CACHE_FRAME_MAX, CACHE_VOLUME_MIN};
+use crate::metrics::CacheMetrics;
 use crate::nar::Segment;
 
 /// Four volumes of 64 KiB.
@@ -27,7 +29,7 @@ fn folder() -> TempDir {
 }
 
 fn open(folder: &TempDir, sizes: Sizes) -> Cache {
-    Cache::open_with(folder.path(), sizes).expect("the cache opens")
+    Cache::open_with(folder.path(), sizes, Arc::default()).expect("the cache opens")
 }
 
 /// A frame's bytes follow from its number.
@@ -156,7 +158,8 @@ fn the_oldest_are_evicted_and_the_bound_is_kept() {
 #[test]
 fn what_is_used_stays_and_what_is_not_goes() {
     let folder = folder();
-    let cache = open(&folder, SMALL);
+    let metrics = Arc::<CacheMetrics>::default();
+    let cache = Cache::open_with(folder.path(), SMALL, Arc::clone(&metrics)).expect("the cache opens");
     put(&cache, 0);
     put(&cache, 1);
     for number in 2..500 {
@@ -168,6 +171,9 @@ fn what_is_used_stays_and_what_is_not_goes() {
         put(&cache, number);
     }
     assert!(!has(&cache, 0), "once it is not used any more, it goes");
+    let (evicted, carried) = metrics.counted();
+    assert_eq!(evicted + cache.contents().expect("readable").frames, 1000);
+    assert!(carried > 0 && carried < evicted);
 }
 
 #[test]
@@ -403,7 +409,7 @@ fn whatever_happens_to_the_files_no_byte_is_wrong() {
         (0..60).for_each(|number| drop(put(&cache, number)));
         drop(cache);
         harm(&folder);
-        let cache = Cache::open_with(folder.path(), LARGE).expect(what);
+        let cache = Cache::open_with(folder.path(), LARGE, Arc::default()).expect(what);
         let kept = (0..60).filter(|&number| match cache.get(&key(number)) {
             Ok(None) => false,
             Ok(Some(frame)) => read(&frame.pin().expect(what)) == bytes(number) || panic!("{what}: {number}"),
@@ -488,18 +494,48 @@ fn a_deleted_folder_costs_no_more_than_the_cache() {
     let refused = (1..200).filter(|&number| cache.put(&key(number), &bytes(number)).is_err()).count();
     assert!(refused > 0, "there is no folder for another volume");
     assert!(has(&cache, 0));
+    cache.look().expect("there is room");
+    for number in 0..200 {
+        assert!(!has(&cache, number));
+        put(&cache, number);
+    }
+    cache.look().expect("nothing has happened");
+    cache.sync().expect("writable");
+    let kept = (0..200).filter(|&number| has(&cache, number)).count();
+    drop(cache);
+    let again = open(&folder, SMALL);
+    assert_eq!((0..200).filter(|&number| has(&again, number)).count(), kept);
+}
+
+#[test]
+fn a_folder_that_another_has_taken_is_left_to_it() {
+    let folder = folder();
+    let first = open(&folder, SMALL);
+    put(&first, 0);
+    fs::remove_dir_all(folder.path()).expect("removed");
+    let second = open(&folder, SMALL);
+    put(&second, 1);
+    second.sync().expect("writable");
+    assert!(matches!(first.look(), Err(CacheError::Locked { .. })));
+    drop(first);
+    put(&second, 2);
+    drop(second);
+    let third = open(&folder, SMALL);
+    assert!(has(&third, 1) && has(&third, 2) && !has(&third, 0));
 }
 
 #[test]
 fn what_cannot_be_a_cache_is_an_error_that_says_so() {
     let folder = folder();
     let _cache = open(&folder, LARGE);
-    let error = Cache::open_with(folder.path(), LARGE).expect_err("in use");
+    let error = Cache::open_with(folder.path(), LARGE, Arc::default()).expect_err("in use");
     assert!(matches!(error, CacheError::Locked { .. }));
-    let error = Cache::open(&folder.path().join("other"), CACHE_VOLUME_MIN).expect_err("too small");
+    let error =
+        Cache::open(&folder.path().join("other"), CACHE_VOLUME_MIN, Arc::default()).expect_err("too small");
     assert!(matches!(error, CacheError::TooSmall { .. }));
     fs::write(folder.path().join("file"), "").expect("written");
-    let error = Cache::open_with(&folder.path().join("file/below"), LARGE).expect_err("not a folder");
+    let error =
+        Cache::open_with(&folder.path().join("file/below"), LARGE, Arc::default()).expect_err("not a folder");
     assert!(matches!(error, CacheError::File { doing: "create", .. }), "{error}");
 }
 
@@ -529,7 +565,7 @@ fn manifest(number: u32) -> ManifestKey {
 
 /// Puts frames for ever, some of them again, uses some, and says after which a sync has ended.
 fn put_for_ever(folder: &Path) -> ! {
-    let cache = Cache::open_with(folder, SMALL).expect("it opens whatever came before");
+    let cache = Cache::open_with(folder, SMALL, Arc::default()).expect("it opens whatever came before");
     let round = std::env::var(ROUND).expect("set").parse().expect("a number");
     for number in first_of(round).. {
         put(&cache, number);
@@ -599,7 +635,7 @@ fn a_full_disk_is_an_error_and_what_is_there_stays_usable() {
 }
 
 fn fill_up(folder: &Path) {
-    let cache = Cache::open_with(folder, SMALL).expect("an empty cache fits");
+    let cache = Cache::open_with(folder, SMALL, Arc::default()).expect("an empty cache fits");
     let mut kept = Vec::new();
     let mut refused = 0;
     for number in 0..200 {

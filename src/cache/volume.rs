@@ -192,7 +192,8 @@ impl Volume {
     }
 }
 
-fn path(folder: &Path, number: u64) -> PathBuf {
+/// Where a volume lies.
+pub(super) fn path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{number:08}{SUFFIX}"))
 }
 

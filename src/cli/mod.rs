@@ -1,11 +1,15 @@
 //! The command line: one file a command. This room alone prints and exits.
 
+mod cache;
 mod certificates;
+mod client;
 pub mod demo;
 pub mod keys;
 pub mod log;
+mod progress;
 pub mod serve;
 mod service;
+mod store;
 
 use std::process::ExitCode;
 
@@ -30,6 +34,8 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Keys(keys::Keys),
+    Store(store::Store),
+    Cache(cache::Cache),
 }
 
 /// Parses the command line and runs the command.
@@ -39,5 +45,7 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(serve)) => serve::run(serve),
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),
+        Some(Command::Store(store)) => store::run(&store),
+        Some(Command::Cache(cache)) => cache::run(&cache),
     }
 }

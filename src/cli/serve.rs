@@ -117,27 +117,9 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
             real_store.display()
         );
     }
-    let keys = load_keys(&config.sign_key_paths)?;
-    let names: Vec<String> = keys.iter().map(|key| key.public().to_string()).collect();
     let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
-    let plan = Plan {
-        store: store::Settings {
-            store_dir: StoreDir::new(&config.virtual_nix_store)?,
-            real_store: real_store.clone(),
-            database: config.nix_db_path.clone(),
-            state_dir: config.state_dir.clone(),
-            log_dir: config.log_dir.clone(),
-            daemon_socket: config.daemon_socket.clone(),
-        },
-        bind: addresses(&config.bind)?,
-        workers: config.workers.get(),
-        connections: config.connections_per_worker.get(),
-        priority: config.priority,
-        tls: certificates.as_ref().map(Certificates::tls),
-        cache: config.cache.clone().map(|cache| (cache.dir, cache.max_size)),
-        compression: compression(&config.compression),
-        keys,
-    };
+    let plan = plan(config, certificates.as_ref())?;
+    let names: Vec<String> = plan.keys.iter().map(|key| key.public().to_string()).collect();
     let server = Server::start(plan)?;
     for address in server.addresses() {
         tracing::info!("listening on {}", address.url(certificates.is_some()));
@@ -153,6 +135,34 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
         tracing::info!("signing as {name}");
     }
     Ok((server, certificates))
+}
+
+/// What a server of these settings is made of.
+pub(super) fn plan(config: &Config, certificates: Option<&Certificates>) -> Result<Plan, ServeError> {
+    Ok(Plan {
+        store: store_settings(config)?,
+        bind: addresses(&config.bind)?,
+        workers: config.workers.get(),
+        connections: config.connections_per_worker.get(),
+        priority: config.priority,
+        tls: certificates.map(Certificates::tls),
+        cache: config.cache.clone().map(|cache| (cache.dir, cache.max_size)),
+        quarantine: config.quarantine.clone(),
+        compression: compression(&config.compression),
+        keys: load_keys(&config.sign_key_paths)?,
+    })
+}
+
+/// Where the store's parts are.
+pub(super) fn store_settings(config: &Config) -> Result<store::Settings, StorePathError> {
+    Ok(store::Settings {
+        store_dir: StoreDir::new(&config.virtual_nix_store)?,
+        real_store: config.real_nix_store.clone(),
+        database: config.nix_db_path.clone(),
+        state_dir: config.state_dir.clone(),
+        log_dir: config.log_dir.clone(),
+        daemon_socket: config.daemon_socket.clone(),
+    })
 }
 
 /// Waits for signals: SIGTERM and SIGINT end the server when what is in flight is done, SIGHUP reads the
@@ -219,7 +229,7 @@ fn reload(server: &Server, config: &Config) {
 
 /// The format that is offered has the level that is set; the other one, for whoever remembers a URL of it, its
 /// default.
-fn compression(config: &config::Compression) -> CompressionPlan {
+pub(super) fn compression(config: &config::Compression) -> CompressionPlan {
     let offered = config.format.map(|format| match format {
         config::Format::Zstd => Format::Zstd,
         config::Format::Xz => Format::Xz,

@@ -67,6 +67,8 @@ pub struct WorkerMetrics {
     pub(super) closed: Family<Closed>,
     pub(super) narinfo_hits: Counter,
     pub(super) narinfo_misses: Counter,
+    pub(super) compressed_hits: Counter,
+    pub(super) compressed_misses: Counter,
     pub(super) aborts: Family<NarAbort>,
 }
 
@@ -100,6 +102,16 @@ impl WorkerMetrics {
     /// A narinfo was asked for that is not there.
     pub fn narinfo_miss(&self) {
         self.narinfo_misses.add(1);
+    }
+
+    /// A compressed NAR was asked for that had been made before.
+    pub fn compressed_hit(&self) {
+        self.compressed_hits.add(1);
+    }
+
+    /// A compressed NAR was asked for that had to be made.
+    pub fn compressed_miss(&self) {
+        self.compressed_misses.add(1);
     }
 
     /// An answer broke off.
@@ -142,9 +154,15 @@ pub struct StoreMetrics {
     pub(super) refreshes: Counter,
     pub(super) busy: Counter,
     pub(super) unavailable: Counter,
+    pub(super) quarantined: Gauge,
 }
 
 impl StoreMetrics {
+    /// So many paths are quarantined now.
+    pub fn quarantined(&self, now: usize) {
+        self.quarantined.set(now);
+    }
+
     /// So many signatures were made, in so much time.
     pub fn signed(&self, signatures: usize, took: Duration) {
         self.signatures.add(signatures as u64);
@@ -244,6 +262,31 @@ impl PackMetrics {
     }
 }
 
+/// What the cache counts, whoever uses it.
+#[derive(Debug, Default)]
+pub struct CacheMetrics {
+    pub(super) evicted: SharedCounter,
+    pub(super) carried: SharedCounter,
+}
+
+impl CacheMetrics {
+    /// So many frames went with a volume.
+    pub fn evicted(&self, frames: u64) {
+        self.evicted.add(frames);
+    }
+
+    /// So many frames were carried over from a volume that went.
+    pub fn carried_over(&self, frames: u64) {
+        self.carried.add(frames);
+    }
+
+    /// Both numbers.
+    #[cfg(test)]
+    pub(crate) fn counted(&self) -> (u64, u64) {
+        (self.evicted.get(), self.carried.get())
+    }
+}
+
 /// What the threads that compress count; they share one instance.
 #[derive(Debug, Default)]
 pub struct CompressMetrics {
@@ -255,9 +298,15 @@ pub struct CompressMetrics {
     pub(super) plain_bytes: SharedCounter,
     pub(super) made_bytes: SharedCounter,
     pub(super) nanoseconds: SharedCounter,
+    pub(super) saved_bytes: SharedCounter,
 }
 
 impl CompressMetrics {
+    /// A frame of so many bytes is sent in place of a chunk of so many.
+    pub fn saved(&self, chunk: u64, frame: u64) {
+        self.saved_bytes.add(chunk.saturating_sub(frame));
+    }
+
     /// A NAR is to be compressed.
     pub fn begun(&self) {
         self.begun.add(1);

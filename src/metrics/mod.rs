@@ -15,7 +15,8 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use actors::{
-    CompressMetrics, ListenerMetrics, NarMetrics, PackMetrics, RootsMetrics, StoreMetrics, WorkerMetrics,
+    CacheMetrics, CompressMetrics, ListenerMetrics, NarMetrics, PackMetrics, RootsMetrics, StoreMetrics,
+    WorkerMetrics,
 };
 pub use labels::{Actor, Closed, Method, NarAbort, Query, Route, STATUS_CODES, Way};
 pub use render::CONTENT_TYPE;
@@ -28,6 +29,7 @@ pub struct Metrics {
     roots: Arc<RootsMetrics>,
     nar: Arc<NarMetrics>,
     pack: Arc<PackMetrics>,
+    cache: Arc<CacheMetrics>,
     compress: Arc<CompressMetrics>,
     depths: Vec<(Actor, Depth)>,
 }
@@ -45,6 +47,7 @@ impl Metrics {
             roots: Arc::default(),
             nar: Arc::default(),
             pack: Arc::default(),
+            cache: Arc::default(),
             compress: Arc::default(),
             depths: Vec::new(),
         }
@@ -78,6 +81,11 @@ impl Metrics {
     /// The instance that the threads of the NAR pool share.
     pub fn nar(&self) -> Arc<NarMetrics> {
         Arc::clone(&self.nar)
+    }
+
+    /// The cache's instance.
+    pub fn cache(&self) -> Arc<CacheMetrics> {
+        Arc::clone(&self.cache)
     }
 
     /// The instance that all threads that compress share.

@@ -86,6 +86,12 @@ pub const PACKS: Name =
 /// No labels.
 pub const PACKED_BYTES: Name = counter("harmonia_packed_bytes_total", "Bytes written to packs.");
 
+/// Label `result`: `hit`, `miss`.
+pub const COMPRESSED: Name = counter(
+    "harmonia_compressed_nars_total",
+    "Compressed NARs asked for, by whether one was there or had to be made.",
+);
+
 /// Label `result`: `begun`, `shared`.
 pub const COMPRESSIONS: Name = counter(
     "harmonia_compressions_total",
@@ -94,6 +100,22 @@ pub const COMPRESSIONS: Name = counter(
 
 /// No labels.
 pub const COMPRESSING: Name = gauge("harmonia_compressing", "NARs that are being compressed.");
+
+/// No labels.
+pub const SAVED_BYTES: Name = counter(
+    "harmonia_compressed_saved_bytes_total",
+    "Bytes that clients did not have to fetch, as compressed frames were sent in place of chunks of NARs.",
+);
+
+/// No labels.
+pub const EVICTIONS: Name =
+    counter("harmonia_cache_evictions_total", "Frames evicted from the cache with their volume.");
+
+/// No labels.
+pub const REINSERTIONS: Name = counter(
+    "harmonia_cache_reinsertions_total",
+    "Frames carried over from an evicted volume, as they had been of use.",
+);
 
 /// No labels.
 pub const CACHE_FAILURES: Name = counter(
@@ -140,6 +162,12 @@ pub const DATABASE_UNAVAILABLE: Name = counter(
     "Requests answered with 503, as the Nix database was locked for too long or cannot be read.",
 );
 
+/// No labels.
+pub const QUARANTINED: Name = gauge(
+    "harmonia_quarantined_paths",
+    "Paths that are not what the Nix database says, and are answered with 404 until they are repaired.",
+);
+
 /// Labels `way`, `result`: `taken`, `failed`.
 pub const ROOTS: Name =
     counter("harmonia_temporary_roots_total", "Temporary garbage-collector roots, by way and result.");
@@ -157,7 +185,7 @@ pub const MAILBOX_DEPTH: Name = gauge("harmonia_mailbox_messages", "Messages tha
 pub const BUILD_INFO: Name = gauge("harmonia_build_info", "1, with the version that runs.");
 
 /// Every metric, in the order of the text.
-pub const ALL: [Name; 29] = [
+pub const ALL: [Name; 34] = [
     BUILD_INFO,
     REQUESTS,
     REQUEST_SECONDS,
@@ -172,8 +200,12 @@ pub const ALL: [Name; 29] = [
     PLANS,
     PACKS,
     PACKED_BYTES,
+    COMPRESSED,
     COMPRESSIONS,
     COMPRESSING,
+    SAVED_BYTES,
+    EVICTIONS,
+    REINSERTIONS,
     CACHE_FAILURES,
     CHUNK_BYTES,
     FRAME_BYTES,
@@ -184,6 +216,7 @@ pub const ALL: [Name; 29] = [
     REFRESHES,
     DATABASE_BUSY,
     DATABASE_UNAVAILABLE,
+    QUARANTINED,
     ROOTS,
     UNROOTED,
     MAILBOX_DEPTH,

@@ -100,11 +100,19 @@ impl Metrics {
     fn render_compression(&self, text: &mut Text) {
         let compress = &self.compress;
         let (begun, ended) = (compress.begun.get(), compress.ended.get());
+        text.begin(names::COMPRESSED);
+        let hits = self.sum(|worker| worker.compressed_hits.get());
+        text.sample(names::COMPRESSED, &[("result", "hit")], hits);
+        let misses = self.sum(|worker| worker.compressed_misses.get());
+        text.sample(names::COMPRESSED, &[("result", "miss")], misses);
         text.begin(names::COMPRESSIONS);
         text.sample(names::COMPRESSIONS, &[("result", "begun")], begun);
         text.sample(names::COMPRESSIONS, &[("result", "shared")], compress.shared.get());
         // Read one after the other, so that one may have ended whose beginning was not seen.
         text.single(names::COMPRESSING, begun.saturating_sub(ended));
+        text.single(names::SAVED_BYTES, compress.saved_bytes.get());
+        text.single(names::EVICTIONS, self.cache.evicted.get());
+        text.single(names::REINSERTIONS, self.cache.carried.get());
         text.single(names::CACHE_FAILURES, compress.cache_failed.get());
         text.begin(names::CHUNK_BYTES);
         text.sample(names::CHUNK_BYTES, &[("chunks", "compressed")], compress.plain_bytes.get());
@@ -123,6 +131,7 @@ impl Metrics {
         text.single(names::REFRESHES, store.refreshes.get());
         text.single(names::DATABASE_BUSY, store.busy.get());
         text.single(names::DATABASE_UNAVAILABLE, store.unavailable.get());
+        text.single(names::QUARANTINED, store.quarantined.get());
         text.begin(names::ROOTS);
         for &way in Way::ALL {
             text.sample(names::ROOTS, &[("way", way.text()), ("result", "taken")], roots.taken.get(way));
@@ -230,6 +239,7 @@ mod tests {
             worker.connections(5);
             worker.closed(Closed::Evicted);
             worker.narinfo_miss();
+            worker.compressed_hit();
             worker.aborted(NarAbort::ByPeer);
         }
         metrics.workers()[0].request(Method::Head, Route::Nar, 299, Duration::from_secs(301));
@@ -241,6 +251,9 @@ mod tests {
         metrics.pack().made(4096);
         metrics.compress().begun();
         metrics.compress().cache_failed();
+        metrics.compress().saved(100, 30);
+        metrics.cache().evicted(5);
+        metrics.cache().carried_over(2);
         metrics.compress().compressed(100, 30, Duration::from_millis(2));
         metrics
     }
@@ -266,6 +279,10 @@ mod tests {
             "harmonia_packed_bytes_total 4096",
             "harmonia_compressions_total{result=\"begun\"} 1",
             "harmonia_compressing 1",
+            "harmonia_compressed_nars_total{result=\"hit\"} 2",
+            "harmonia_compressed_saved_bytes_total 70",
+            "harmonia_cache_evictions_total 5",
+            "harmonia_cache_reinsertions_total 2",
             "harmonia_cache_failures_total 1",
             "harmonia_compress_chunk_bytes_total{chunks=\"compressed\"} 100",
             "harmonia_compress_frame_bytes_total 30",

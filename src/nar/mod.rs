@@ -10,6 +10,7 @@
 
 pub mod actor;
 mod cache;
+mod damage;
 mod error;
 mod fetch;
 mod measure;
@@ -23,11 +24,12 @@ mod segment;
 mod tests;
 mod tree;
 
+pub use damage::Damage;
 pub use error::NarError;
 pub use fetch::{Cursor, Fetcher};
 pub use pack::Pack;
 pub use plan::{Origin, Plan};
-pub use read::{Hashing, Reader, nar_hash};
+pub use read::{Hashing, Reader, nar_hash, plan_hash};
 pub use restore::{RestoreError, restore, seal_folder};
 pub use segment::Segment;
 

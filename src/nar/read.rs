@@ -23,13 +23,25 @@ const READ: usize = 128 * 1024;
 pub fn nar_hash(root: &Path, case_hack: bool) -> Result<(Sha256, u64), NarError> {
     let plan = Arc::new(Plan::build(root, case_hack)?);
     let size = plan.size();
+    Ok((plan_hash(plan, root, |_| ())?, size))
+}
+
+/// The SHA-256 of the NAR of the tree at `root`, of which `plan` was made. Reads every file; `seen` is told how many
+/// bytes at a time.
+///
+/// # Errors
+/// Where the tree cannot be read, or is not as planned.
+pub fn plan_hash(plan: Arc<Plan>, root: &Path, mut seen: impl FnMut(usize)) -> Result<Sha256, NarError> {
     let mut reader = Reader::new(Cursor::new(plan, Arc::from(root)));
     let mut hasher = sha2::Sha256::new();
     let mut buffer = vec![0; READ];
     loop {
         match reader.fill(&mut buffer)? {
-            0 => return Ok((Sha256(hasher.finalize().into()), size)),
-            read => hasher.update(&buffer[..read]),
+            0 => return Ok(Sha256(hasher.finalize().into())),
+            read => {
+                hasher.update(&buffer[..read]);
+                seen(read);
+            }
         }
     }
 }

@@ -177,12 +177,14 @@ pub(super) fn answered(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: Ans
         return offer(exchange, desk, &served, offered);
     }
     match answer {
-        Answer::Found(Some(stream)) | Answer::Opened(Ok(stream)) => send(exchange, desk, &served, stream),
-        Answer::Found(None) => missing(exchange, desk, served),
-        // It will be tried again, and the NAR as it is may be had meanwhile.
-        Answer::Opened(Err(CompressError::Nar(error @ NarError::Missing { .. }))) => {
-            damaged(exchange, desk, "a valid path cannot be served", &error)
+        Answer::Found(Some(stream)) => {
+            desk.metrics.compressed_hit();
+            send(exchange, desk, &served, stream)
         }
+        Answer::Opened(Ok(stream)) => send(exchange, desk, &served, stream),
+        Answer::Found(None) => missing(exchange, desk, served),
+        // It is quarantined, and that is told once.
+        Answer::Opened(Err(CompressError::Nar(NarError::HashMismatch { .. }))) => absent(exchange, desk),
         Answer::Opened(Err(CompressError::Nar(error))) => {
             damaged(exchange, desk, "a valid path cannot be served", &error)
         }
@@ -212,6 +214,7 @@ fn missing(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) ->
     };
     let current = desk.site.compression.of(*format).to_string();
     if *encoding == current {
+        desk.metrics.compressed_miss();
         exchange.served = Some(Arc::clone(&served));
         return Step::Ask(Question::Open(served));
     }

@@ -99,6 +99,7 @@ impl<'s> Run<'s> {
             connections: CAPACITY,
             priority: 30,
             cache: None,
+            quarantine: shop.settings.state_dir.join("quarantine"),
             tls: None,
             compression,
             keys: Arc::clone(&keys),
@@ -121,7 +122,7 @@ impl<'s> Run<'s> {
             },
             site: Arc::new(Site::new(
                 &plan,
-                start::compression(&compression, None, &metrics),
+                start::compression(&compression, None, None, &metrics),
                 Arc::clone(&metrics),
             )),
             view: View::new(&shop.settings.database),

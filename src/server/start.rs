@@ -26,8 +26,10 @@ use crate::io::socket::Socket;
 use crate::io::tls::Tls;
 use crate::mailbox::{self, Outlet, Receiver, Sender, Ticket};
 use crate::metrics::{Actor, Metrics};
+use crate::nar::Damage;
 use crate::store::debuginfo::{Catalogue, Watcher};
 use crate::store::files::Files;
+use crate::store::quarantine::{Folder, Quarantine};
 use crate::store::roots::Roots;
 use crate::store::view::View;
 use crate::store::{self, StoreError, actor as store_actor};
@@ -48,6 +50,8 @@ pub struct Plan {
     pub priority: i32,
     /// What is made of NARs is kept in this folder, up to so many bytes.
     pub cache: Option<(PathBuf, u64)>,
+    /// Marks of damaged paths are kept in this folder.
+    pub quarantine: PathBuf,
     /// Encrypts what comes by TCP.
     pub tls: Option<Tls>,
     /// How NARs are compressed.
@@ -160,14 +164,16 @@ impl Server {
         let settings = &plan.store;
         let mut actors = start_nars(&metrics, &nar_inbox, &workers)?;
         actors.push(start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?);
+        let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
+        actors.push(quarantine);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
         let (life, lives) = mailbox::bounded(1, None);
-        let kept = plan.cache.as_ref().and_then(open_cache);
+        let kept = plan.cache.as_ref().and_then(|cache| open_cache(cache, &metrics));
         let packer = start_packs(kept.as_ref(), &metrics, pack_inbox, lives.clone())?;
         let pack = packer.is_some().then_some(pack);
         actors.extend(packer);
         let kept = kept.map(|(cache, _)| cache);
-        let compression = compression(&plan.compression, kept, &metrics);
+        let compression = compression(&plan.compression, kept, Some(damages), &metrics);
         let compressor = compression.compressor.clone();
         actors.extend(compressor.spawn(plan.compression.threads)?);
         let cached = cache::actor::Actor::new(compressor.clone(), outlet(&workers, worker::Message::Cache));
@@ -357,6 +363,18 @@ fn start_store(
     Ok(spawn("store", move || store.run(&inbox, &outlet))?)
 }
 
+/// The actor that marks damaged paths, and where it hears of them. What was marked before is on its way to the store's
+/// actor before anybody can ask for it.
+fn start_quarantine(
+    plan: &Plan,
+    store: Sender<store_actor::Request>,
+) -> io::Result<(Sender<Damage>, JoinHandle<()>)> {
+    let (damages, inbox) = mailbox::bounded(limits::QUARANTINE_QUEUE, None);
+    let folder = Folder::new(plan.quarantine.clone());
+    let quarantine = Quarantine::open(folder, plan.store.real_store.clone(), store);
+    Ok((damages, spawn("quarantine", move || quarantine.run(&inbox))?))
+}
+
 fn start_nars(
     metrics: &Metrics,
     inbox: &Receiver<nar::actor::Request>,
@@ -367,8 +385,8 @@ fn start_nars(
 }
 
 /// The cache, with how much it may hold; none where it cannot be used.
-fn open_cache((folder, max_size): &(PathBuf, u64)) -> Option<(Arc<Cache>, u64)> {
-    match Cache::open(folder, *max_size) {
+fn open_cache((folder, max_size): &(PathBuf, u64), metrics: &Metrics) -> Option<(Arc<Cache>, u64)> {
+    match Cache::open(folder, *max_size, metrics.cache()) {
         Ok(cache) => Some((Arc::new(cache), *max_size)),
         Err(error) => {
             tracing::warn!(
@@ -396,6 +414,7 @@ fn start_packs(
 pub(super) fn compression(
     plan: &CompressionPlan,
     cache: Option<Arc<Cache>>,
+    damages: Option<Sender<Damage>>,
     metrics: &Metrics,
 ) -> Compression {
     Compression {
@@ -403,7 +422,7 @@ pub(super) fn compression(
         cold: plan.cold,
         zstd: plan.zstd,
         xz: plan.xz,
-        compressor: Compressor::new(cache, metrics.compress()),
+        compressor: Compressor::new(cache, damages, metrics.compress()),
     }
 }
 

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::database::{Database, Mark, Trouble};
 use super::index::{Index, Snapshot};
+use super::quarantine::Marked;
 use super::realisations;
 use super::rendered::Rendered;
 use super::rows::{self, Malformed, Row};
@@ -70,6 +71,8 @@ pub enum Request {
     },
     /// Sign with these keys from now on. No answer.
     Keys(Arc<[SecretKey]>),
+    /// These paths are damaged, and as good as absent; all others are not. No answer.
+    Quarantine(Arc<Marked>),
 }
 
 /// What the actor answers.
@@ -124,6 +127,8 @@ pub struct Store {
     rendered: Arc<Rendered>,
     /// Sizes computed for rows that have none.
     sizes: HashMap<StorePathHash, (Sha256, u64)>,
+    /// Paths that are not what the database says.
+    marked: Arc<Marked>,
     /// Questions that found the database locked, the oldest first, each with the time it gives up.
     deferred: VecDeque<(Instant, Request)>,
     tried: Instant,
@@ -158,6 +163,7 @@ impl Store {
             keys,
             rendered: Arc::new(Rendered::with_room(limits::NARINFO_CACHE_BYTES)),
             sizes: HashMap::new(),
+            marked: Arc::default(),
             deferred: VecDeque::new(),
             tried: Instant::now(),
             warned: None,
@@ -184,6 +190,7 @@ impl Store {
     pub fn handle(&mut self, request: Request, outlet: &Outlet<Answer>) {
         match request {
             Request::Keys(keys) => self.replace_keys(keys),
+            Request::Quarantine(marked) => self.quarantine(marked),
             Request::Computed { hash, nar_hash, nar_size } => self.learn_size(hash, nar_hash, nar_size),
             request => {
                 // Questions put off earlier come first: an answer must not be older than one before it.
@@ -289,7 +296,7 @@ impl Store {
             }
             Request::Realisation { id, .. } => self.realisation(id).map(Answer::Document),
             Request::Deriver { hash, .. } => self.deriver(hash).map(Answer::Deriver),
-            Request::Computed { .. } | Request::Keys(_) => Ok(Answer::Unavailable),
+            Request::Computed { .. } | Request::Keys(_) | Request::Quarantine(_) => Ok(Answer::Unavailable),
         }
     }
 
@@ -349,6 +356,9 @@ impl Store {
         };
         if id != Some(row.id) {
             self.index.learn(*hash, row.id);
+        }
+        if self.is_quarantined(hash, &row) {
+            return Ok(Info::Absent);
         }
         if unchanged && let Some(served) = self.rendered.confirm(&row, self.snapshot.epoch()) {
             return Ok(Info::Served(served));
@@ -420,6 +430,19 @@ impl Store {
         self.publish();
     }
 
+    /// Workers ask anew for all that they know.
+    fn quarantine(&mut self, marked: Arc<Marked>) {
+        self.metrics.quarantined(marked.len());
+        self.marked = marked;
+        self.publish();
+    }
+
+    /// Whether the path is marked, with the hash that its row has.
+    fn is_quarantined(&self, hash: &StorePathHash, row: &Row) -> bool {
+        let registered = self.marked.get(hash);
+        registered.is_some_and(|registered| Sha256::parse(&row.hash).is_ok_and(|hash| hash == *registered))
+    }
+
     fn learn_size(&mut self, hash: StorePathHash, nar_hash: Sha256, nar_size: u64) {
         if self.sizes.len() >= limits::COMPUTED_SIZES {
             self.sizes.clear();
@@ -452,7 +475,7 @@ impl Request {
             | Self::Info { ticket, .. }
             | Self::Realisation { ticket, .. }
             | Self::Deriver { ticket, .. } => Some(*ticket),
-            Self::Computed { .. } | Self::Keys(_) => None,
+            Self::Computed { .. } | Self::Keys(_) | Self::Quarantine(_) => None,
         }
     }
 }

@@ -11,12 +11,14 @@ pub mod debuginfo;
 pub mod files;
 pub mod index;
 pub mod logs;
+pub mod quarantine;
 mod realisations;
 mod rendered;
 pub mod roots;
 pub mod rows;
 pub mod serve;
 pub mod served;
+pub mod valid;
 pub mod view;
 
 use std::io;
@@ -59,6 +61,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What SQLite said.
         source: rusqlite::Error,
+    },
+    /// The database was locked all the time that it was waited for.
+    #[error("the Nix database {0} is locked; or this user may not read the -wal and -shm beside it", .path.display())]
+    Locked {
+        /// The database file.
+        path: PathBuf,
     },
     /// The file is a database, but not Nix's.
     #[error("{0} is not a Nix database: it has no table {table}", .path.display())]

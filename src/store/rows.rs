@@ -153,6 +153,13 @@ pub(super) fn above(
     statement.query_map([last, limit], |row| Ok((row.get(0)?, hash_part(row, 1, dir)?)))?.collect()
 }
 
+/// Up to `limit` whole rows above `last`, in the order of their ids.
+pub(super) fn contents(connection: &Connection, last: i64, limit: usize) -> rusqlite::Result<Vec<Row>> {
+    const SQL: &str = select_row!("id > ?1 ORDER BY id LIMIT ?2");
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    connection.prepare_cached(SQL)?.query_map([last, limit], whole_row)?.collect()
+}
+
 /// The hash part of the row with this id: `None` where there is no such row.
 pub(super) fn hash_of(
     connection: &Connection,

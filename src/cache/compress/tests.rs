@@ -39,9 +39,11 @@ impl Bench {
     }
 
     fn within(folder: TempDir, threads: usize, sizes: Sizes) -> Self {
-        let cache = Arc::new(Cache::open_with(&folder.path().join("cache"), sizes).expect("it opens"));
+        let cache = Arc::new(
+            Cache::open_with(&folder.path().join("cache"), sizes, Arc::default()).expect("it opens"),
+        );
         let metrics = Arc::<CompressMetrics>::default();
-        let compressor = Compressor::new(Some(cache), Arc::clone(&metrics));
+        let compressor = Compressor::new(Some(cache), None, Arc::clone(&metrics));
         let threads = compressor.spawn(threads).expect("threads");
         let (sender, answers) = mpsc::channel();
         let sender = Mutex::new(sender);
@@ -322,7 +324,7 @@ fn without_a_place_for_frames_it_is_still_sent() {
     assert!(bench.compress(&tree, ZSTD()) == right, "and again");
     // Nor where there never was one.
     let Bench { actor, answers, compressor, metrics, threads, folder } = Bench::new(2, LARGE);
-    let none = Compressor::new(None, Arc::clone(&metrics));
+    let none = Compressor::new(None, None, Arc::clone(&metrics));
     let bench = Bench { actor: actor.with(none), answers, compressor, metrics, threads, folder };
     assert!(bench.compress(&tree, ZSTD()) == right);
     assert!(matches!(bench.open(&tree, ZSTD(), When::Done), Err(CompressError::NoCache)));
