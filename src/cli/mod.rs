@@ -2,6 +2,7 @@
 
 mod certificates;
 pub mod demo;
+mod doctor;
 pub mod keys;
 pub mod log;
 pub mod serve;
@@ -30,6 +31,7 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Keys(keys::Keys),
+    Doctor(doctor::Doctor),
 }
 
 /// Parses the command line and runs the command.
@@ -39,5 +41,6 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(serve)) => serve::run(serve),
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),
+        Some(Command::Doctor(doctor)) => doctor::run(&doctor),
     }
 }
