@@ -51,7 +51,9 @@ const FENCES: &[(&str, &[&str])] = &[
     ("mio", &["io"]),
     ("socket2", &["io", "store"]),
     ("io_uring", &["io"]),
-    ("rustls", &["io"]),
+    // The doctor asks as a client does.
+    ("ureq", &["cli"]),
+    ("rustls", &["cli", "io"]),
     ("libc", &["io"]),
     ("tokio", &[]),
 ];

@@ -6,110 +6,15 @@ mod support;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Command, Output};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::server::Settings;
+use support::authority::{Authority, ECDSA, ED25519, RSA};
 use support::store::hash_of;
-use support::{Kind, Scratch, Server, Store, fail, lossy, noise, poll, run, succeed, write};
+use support::{Kind, Server, Settings, Store, fail, lossy, noise, poll, succeed, write};
 
 /// How long a certificate that was replaced may stay in use.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// An authority of its own, and what it issued for 127.0.0.1.
-struct Authority {
-    folder: Scratch,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let authority = Self { folder: Scratch::new() };
-        authority
-            .openssl(&[
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-            ])
-            .args(["2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"])
-            .expect_success();
-        authority
-    }
-
-    fn openssl(&self, arguments: &[&str]) -> Openssl {
-        let mut command = Command::new("openssl");
-        command.args(arguments).current_dir(self.folder.path());
-        Openssl(command)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Issues `name.pem`, with the authority's behind it, and `name.key`.
-    fn issue(&self, name: &str, kind: &[&str]) {
-        let (request, key, own) = (format!("{name}.csr"), format!("{name}.key"), format!("{name}.own"));
-        let subject = format!("/CN={name}");
-        self.openssl(&["req", "-new", "-nodes", "-newkey"])
-            .args(kind.iter().copied())
-            .args(["-subj", &subject, "-keyout", &key, "-out", &request])
-            .expect_success();
-        write(self.file("names"), "subjectAltName = IP:127.0.0.1\n");
-        self.openssl(&["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"])
-            .args(["-extfile", "names", "-in", &request, "-out", &own])
-            .expect_success();
-        let chain = [fs::read(self.file(&own)), fs::read(self.file("ca.pem"))];
-        write(self.file(&format!("{name}.pem")), chain.map(|part| part.expect("openssl wrote it")).concat());
-    }
-
-    fn settings(&self, store: &Store, name: &str) -> Settings {
-        Settings::of(store)
-            .line(&format!("tls_cert_path = {:?}", self.file(&format!("{name}.pem"))))
-            .line(&format!("tls_key_path = {:?}", self.file(&format!("{name}.key"))))
-    }
-
-    fn curl(&self, arguments: &[&str], url: &str) -> Output {
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--fail", "--max-time", "60", "--cacert"]);
-        run(command.arg(self.file("ca.pem")).args(arguments).arg(url))
-    }
-
-    /// The name of whom the server shows a certificate.
-    fn subject(&self, server: &Server) -> String {
-        let address = server.address.to_string();
-        let shown =
-            self.openssl(&["s_client", "-connect", &address, "-CAfile", "ca.pem", "-verify_return_error"]);
-        let Openssl(mut command) = shown;
-        let output = run(command.stdin(std::process::Stdio::null()));
-        let text = lossy(&output.stdout);
-        let line = text.lines().find_map(|line| line.trim().strip_prefix("0 s:CN"));
-        line.unwrap_or_else(|| panic!("no certificate: {text}{}", lossy(&output.stderr)))
-            .replace([' ', '='], "")
-    }
-}
-
-struct Openssl(Command);
-
-impl Openssl {
-    fn args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
-        self.0.args(arguments);
-        self
-    }
-
-    fn expect_success(mut self) {
-        succeed(&mut self.0);
-    }
-}
-
-const ECDSA: &[&str] = &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
-const RSA: &[&str] = &["rsa:2048"];
-const ED25519: &[&str] = &["ed25519"];
 
 fn secure(server: &Server) -> String {
     format!("https://{}", server.address)

@@ -9,6 +9,7 @@
 
 pub mod actor;
 pub mod compress;
+pub mod decode;
 pub mod encode;
 mod error;
 mod folder;

@@ -4,6 +4,7 @@ mod cache;
 mod certificates;
 mod client;
 pub mod demo;
+mod doctor;
 pub mod keys;
 pub mod log;
 mod progress;
@@ -36,6 +37,7 @@ enum Command {
     Keys(keys::Keys),
     Store(store::Store),
     Cache(cache::Cache),
+    Doctor(doctor::Doctor),
 }
 
 /// Parses the command line and runs the command.
@@ -47,5 +49,6 @@ pub fn main() -> ExitCode {
         Some(Command::Keys(keys)) => keys::run(&keys),
         Some(Command::Store(store)) => store::run(&store),
         Some(Command::Cache(cache)) => cache::run(&cache),
+        Some(Command::Doctor(doctor)) => doctor::run(&doctor),
     }
 }

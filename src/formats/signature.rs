@@ -144,7 +144,22 @@ impl PublicKey {
     /// Whether `signature` carries this key's name and is its signature of `message`; weak keys never verify,
     /// as in libsodium.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> bool {
-        self.name == signature.name && self.key.verify_strict(message, &signature.signature).is_ok()
+        self.name == signature.name && self.made(message, signature)
+    }
+
+    /// As [`PublicKey::verify`], whatever name the signature carries: Nix would not take it under another one.
+    pub fn made(&self, message: &[u8], signature: &Signature) -> bool {
+        self.key.verify_strict(message, &signature.signature).is_ok()
+    }
+
+    /// Whether both are the same key, whatever their names are.
+    pub fn is_same_key(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+
+    /// The same key under another name.
+    pub fn renamed(&self, name: &str) -> Self {
+        Self { name: name.to_owned(), key: self.key }
     }
 }
 

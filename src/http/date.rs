@@ -1,10 +1,15 @@
-//! The `Date` header, written once a second.
+//! The `Date` header, written once a second, and read.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The length of an IMF-fixdate such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7).
 pub const DATE_LEN: usize = 29;
+
+/// Reads the value of a `Date` header, in any of the three forms that HTTP has had.
+pub fn parse(text: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(text).ok()
+}
 
 /// The text of the current second; one a worker.
 #[derive(Debug)]
