@@ -2,6 +2,7 @@
 
 mod certificates;
 pub mod demo;
+pub mod generate;
 pub mod keys;
 pub mod log;
 pub mod serve;
@@ -30,6 +31,7 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Keys(keys::Keys),
+    Generate(generate::Generate),
 }
 
 /// Parses the command line and runs the command.
@@ -39,5 +41,6 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(serve)) => serve::run(serve),
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),
+        Some(Command::Generate(generate)) => generate::run(&generate),
     }
 }
