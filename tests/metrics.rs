@@ -135,3 +135,84 @@ fn a_slow_transfer_takes_as_long_as_it_takes() {
         (value(&families(&server), "harmonia_nar_aborts_total", &[]) >= 1.0).then_some(())
     });
 }
+
+/// Every query of the dashboard: those of its panels, and those that its variables are read by.
+fn dashboard_queries() -> Vec<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/grafana.json"));
+    let dashboard: Value = serde_json::from_str(&text.expect("it is there")).expect("it is JSON");
+    let panels = dashboard["panels"].as_array().expect("a list").iter();
+    let targets = panels.filter_map(|panel| panel["targets"].as_array()).flatten();
+    let mut queries: Vec<String> =
+        targets.map(|target| target["expr"].as_str().expect("a query").to_owned()).collect();
+    assert!(queries.len() > 20, "the panels have queries");
+    let variables = dashboard["templating"]["list"].as_array().expect("a list").iter();
+    let asked = variables.filter(|variable| variable["type"] == "query");
+    queries.extend(asked.map(|variable| variable["query"].as_str().expect("a query").to_owned()));
+    queries
+}
+
+/// The names and label matchers of each metric in a query: what stands before it, its name, what is in its braces.
+fn selectors(query: &str) -> Vec<(&str, &str, &str)> {
+    let starts = query.match_indices("harmonia_").map(|(start, _)| start);
+    let found = starts.map(|start| {
+        let rest = &query[start..];
+        let end =
+            rest.find(|char: char| !(char.is_ascii_alphanumeric() || char == '_')).unwrap_or(rest.len());
+        let matchers = rest[end..].strip_prefix('{').map_or("", |inside| {
+            // Values have braces too, and are quoted.
+            let mut quoted = false;
+            let close = inside.find(|char| {
+                quoted ^= char == '"';
+                char == '}' && !quoted
+            });
+            &inside[..close.expect("braces close")]
+        });
+        (&query[..start], &rest[..end], matchers)
+    });
+    found.collect()
+}
+
+#[test]
+fn the_dashboard_asks_for_metrics_and_labels_that_exist() {
+    let store = Store::new(Kind::Chroot);
+    let path = store.add("shown", |tree| write(tree.join("file"), "contents"));
+    let server = Server::of(&store);
+    let narinfo = server.get(&format!("/{}.narinfo", hash_of(&path))).text();
+    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+    server.get(&format!("/{url}"));
+    let families = families(&server);
+    let samples: Vec<&Value> =
+        families.iter().flat_map(|family| family["samples"].as_array().expect("a list")).collect();
+    // Prometheus's own, which every series gets when it is read.
+    let has_label = |sample: &Value, label: &str| label == "instance" || !sample["labels"][label].is_null();
+    for query in dashboard_queries() {
+        let selectors = selectors(&query);
+        assert!(!selectors.is_empty(), "{query}");
+        for (before, name, matchers) in selectors {
+            let series: Vec<_> = samples.iter().filter(|sample| sample["name"] == name).collect();
+            assert!(!series.is_empty(), "there is no {name}: {query}");
+            let is_counter = name.ends_with("_total") || name.ends_with("_bucket");
+            assert_eq!(before.ends_with("rate("), is_counter, "a counter is asked for its rate: {query}");
+            for matcher in matchers.split(", ").filter(|matcher| !matcher.is_empty()) {
+                let (label, value) = matcher.split_once('=').expect("a matcher has a value");
+                assert!(
+                    series.iter().all(|sample| has_label(sample, label)),
+                    "{name} has no {label}: {query}"
+                );
+                // What is not a pattern is a value that some series has.
+                let exact = value.strip_prefix('"').map(|value| value.trim_end_matches('"'));
+                assert!(
+                    exact.is_none_or(|value| series.iter().any(|sample| sample["labels"][label] == value)),
+                    "no {name} has {matcher}: {query}"
+                );
+            }
+            let by = before.rsplit_once("by (").and_then(|(_, rest)| rest.split_once(')'));
+            for label in by.into_iter().flat_map(|(labels, _)| labels.split(", ")) {
+                assert!(
+                    series.iter().all(|sample| has_label(sample, label)),
+                    "{name} has no {label}: {query}"
+                );
+            }
+        }
+    }
+}

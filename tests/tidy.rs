@@ -48,6 +48,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("httpdate", &["http"]),
     ("maud", &["web"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
     ("mio", &["io"]),
     ("socket2", &["io", "store"]),
     ("io_uring", &["io"]),

@@ -5,6 +5,7 @@ mod certificates;
 mod client;
 pub mod demo;
 mod doctor;
+pub mod generate;
 pub mod keys;
 pub mod log;
 mod progress;
@@ -38,6 +39,7 @@ enum Command {
     Store(store::Store),
     Cache(cache::Cache),
     Doctor(doctor::Doctor),
+    Generate(generate::Generate),
 }
 
 /// Parses the command line and runs the command.
@@ -50,5 +52,6 @@ pub fn main() -> ExitCode {
         Some(Command::Store(store)) => store::run(&store),
         Some(Command::Cache(cache)) => cache::run(&cache),
         Some(Command::Doctor(doctor)) => doctor::run(&doctor),
+        Some(Command::Generate(generate)) => generate::run(&generate),
     }
 }

@@ -86,10 +86,9 @@ pub fn read_resident(file: &File, into: &mut [u8], offset: u64) -> Result<usize,
 /// what the system reads or drops at once is longer than what is sent at once.
 pub fn residency(file: &File, offset: u64, len: u64) -> Residency {
     for at in [offset + len.saturating_sub(1), offset] {
-        match read_resident(file, &mut [0], at) {
-            // Or none, where the file has been cut short: sending it will show.
-            Ok(_) => {}
-            Err(Errno::AGAIN) => return Residency::Cold,
+        match system::is_resident(file, at) {
+            Ok(true) => {}
+            Ok(false) => return Residency::Cold,
             Err(_) => return Residency::Unknown,
         }
     }
@@ -166,6 +165,15 @@ mod system {
             rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT)
         })
     }
+
+    pub(super) fn is_resident(file: &File, at: u64) -> Result<bool, Errno> {
+        match read_resident(file, &mut [0], at) {
+            // Or none, where the file has been cut short: sending it will show.
+            Ok(_) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -185,6 +193,14 @@ mod system {
     }
 
     pub(super) fn read_resident(_file: &File, _into: &mut [u8], _offset: u64) -> Result<usize, Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    #[cfg(target_vendor = "apple")]
+    pub(super) use crate::io::mapped::is_resident;
+
+    #[cfg(not(target_vendor = "apple"))]
+    pub(super) fn is_resident(_file: &File, _at: u64) -> Result<bool, Errno> {
         Err(Errno::OPNOTSUPP)
     }
 }

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Result};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+#[cfg(not(target_vendor = "apple"))]
+use std::os::fd::FromRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -56,8 +58,8 @@ pub struct Listener {
 /// A descriptor that was inherited, and is not what it was given as.
 #[derive(Debug, thiserror::Error)]
 pub enum InheritError {
-    /// The variables that announce descriptors make no sense.
-    #[error("$LISTEN_FDS: {0}")]
+    /// What announces descriptors makes no sense.
+    #[error("{ANNOUNCED_BY}: {0}")]
     Announced(io::Error),
     /// There is no such descriptor, or it cannot be used.
     #[error("descriptor {number} ({name}) of socket activation: {source}")]
@@ -100,21 +102,21 @@ impl Listener {
         }
     }
 
-    /// The sockets that the service manager opened, as systemd does for socket units (`$LISTEN_FDS`), each with its
-    /// name; none where it opened none. To be called once, before anything else opens descriptors by number.
+    /// The sockets that the service manager opened, as systemd does for socket units (`$LISTEN_FDS`) and launchd for
+    /// the sockets of a job, each with its name; none where it opened none. To be called once, before anything else
+    /// opens descriptors by number.
     ///
     /// # Errors
     /// When what was announced is not there, or is no listening stream socket.
     pub fn inherited() -> std::result::Result<Vec<(Self, String)>, InheritError> {
-        let announced = sd_notify::listen_fds_with_names().map_err(InheritError::Announced)?;
-        announced.map(|(number, name)| Ok((Self::inherit(number, &name)?, name))).collect()
+        let announced = announced().map_err(InheritError::Announced)?;
+        announced.into_iter().map(|(socket, name)| Ok((Self::inherit(socket, &name)?, name))).collect()
     }
 
-    fn inherit(number: i32, name: &str) -> std::result::Result<Self, InheritError> {
+    fn inherit(socket: OwnedFd, name: &str) -> std::result::Result<Self, InheritError> {
+        let number = socket.as_raw_fd();
         let unusable = |source| InheritError::Unusable { number, name: name.to_owned(), source };
-        // SAFETY: the service manager left this descriptor open for this process, which was checked when it was set
-        // to close on exec; nothing else here knows its number, so nothing else closes it.
-        let socket = socket2::Socket::from(unsafe { OwnedFd::from_raw_fd(number) });
+        let socket = socket2::Socket::from(socket);
         let is_stream = socket.r#type().map_err(unusable)? == Type::STREAM;
         if !is_stream || !is_listener(&socket).map_err(unusable)? {
             return Err(InheritError::NotListening { number, name: name.to_owned() });
@@ -226,12 +228,32 @@ impl Drop for Listener {
     }
 }
 
+/// What announces descriptors on this system.
+const ANNOUNCED_BY: &str = if cfg!(target_vendor = "apple") { "launchd's sockets" } else { "$LISTEN_FDS" };
+
+#[cfg(not(target_vendor = "apple"))]
+fn announced() -> Result<Vec<(OwnedFd, String)>> {
+    let own = |(number, name)| {
+        // SAFETY: the service manager left this descriptor open for this process, which was checked when it was set
+        // to close on exec; nothing else here knows its number, so nothing else closes it.
+        (unsafe { OwnedFd::from_raw_fd(number) }, name)
+    };
+    Ok(sd_notify::listen_fds_with_names()?.map(own).collect())
+}
+
+/// The name in the job's property list, below `Sockets`, is the one that Apple's own documents use.
+#[cfg(target_vendor = "apple")]
+fn announced() -> Result<Vec<(OwnedFd, String)>> {
+    let sockets = super::launchd::sockets(c"Listeners")?;
+    Ok(sockets.into_iter().map(|socket| (socket, "Listeners".to_owned())).collect())
+}
+
 #[cfg(not(target_vendor = "apple"))]
 fn is_listener(socket: &socket2::Socket) -> Result<bool> {
     socket.is_listener()
 }
 
-/// Apple's systems do not say, nor do they know `$LISTEN_FDS`; whoever set it there meets the error at the first accept.
+/// Apple's systems do not say; launchd's sockets listen unless the job says otherwise, and then the first accept fails.
 #[cfg(target_vendor = "apple")]
 fn is_listener(_: &socket2::Socket) -> Result<bool> {
     Ok(true)

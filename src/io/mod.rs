@@ -5,7 +5,11 @@
 
 pub mod descriptors;
 pub mod files;
+#[cfg(target_vendor = "apple")]
+mod launchd;
 pub mod listen;
+#[cfg(any(target_vendor = "apple", test))]
+mod mapped;
 pub mod poll;
 pub mod ring;
 #[cfg(test)]

@@ -142,15 +142,28 @@ fn send_file(socket: BorrowedFd<'_>, file: BorrowedFd<'_>, offset: u64, len: u64
 
 #[cfg(target_vendor = "apple")]
 fn send_file(socket: BorrowedFd<'_>, file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
-    let offset = libc::off_t::try_from(offset).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    use std::io::{Error, ErrorKind};
+
+    if len == 0 {
+        // To Apple's call no length means all the rest.
+        return Ok(0);
+    }
+    let offset = libc::off_t::try_from(offset).map_err(|_| ErrorKind::InvalidInput)?;
     let mut sent = libc::off_t::try_from(len).unwrap_or(libc::off_t::MAX);
     // SAFETY: both descriptors are open for the call's length (they are borrowed), `sent` outlives it,
     // and no header or trailer is given. No safe wrapper of Apple's call exists in rustix.
     let outcome = unsafe {
         libc::sendfile(file.as_raw_fd(), socket.as_raw_fd(), offset, &mut sent, std::ptr::null_mut(), 0)
     };
-    // Apple reports what went out even when it then would block.
-    if outcome == 0 || sent > 0 { Ok(sent as usize) } else { Err(std::io::Error::last_os_error()) }
+    if outcome == 0 {
+        return Ok(sent as usize);
+    }
+    let error = Error::last_os_error();
+    match error.kind() {
+        // With these two, and no others, it has said how much went out before.
+        ErrorKind::WouldBlock | ErrorKind::Interrupted if sent > 0 => Ok(sent as usize),
+        _ => Err(error),
+    }
 }
 
 #[cfg(test)]
