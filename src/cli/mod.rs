@@ -4,6 +4,7 @@ mod certificates;
 pub mod demo;
 pub mod keys;
 pub mod log;
+pub mod pins;
 pub mod serve;
 mod service;
 
@@ -30,6 +31,9 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Keys(keys::Keys),
+    Pin(pins::PinCommand),
+    Unpin(pins::UnpinCommand),
+    Pins(pins::PinsCommand),
 }
 
 /// Parses the command line and runs the command.
@@ -39,5 +43,8 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(serve)) => serve::run(serve),
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),
+        Some(Command::Pin(pin)) => pins::pin(&pin),
+        Some(Command::Unpin(unpin)) => pins::unpin(&unpin),
+        Some(Command::Pins(all)) => pins::pins(&all),
     }
 }

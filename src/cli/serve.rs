@@ -121,19 +121,13 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
     let names: Vec<String> = keys.iter().map(|key| key.public().to_string()).collect();
     let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
     let plan = Plan {
-        store: store::Settings {
-            store_dir: StoreDir::new(&config.virtual_nix_store)?,
-            real_store: real_store.clone(),
-            database: config.nix_db_path.clone(),
-            state_dir: config.state_dir.clone(),
-            log_dir: config.log_dir.clone(),
-            daemon_socket: config.daemon_socket.clone(),
-        },
+        store: store_settings(config)?,
         bind: addresses(&config.bind)?,
         workers: config.workers.get(),
         connections: config.connections_per_worker.get(),
         priority: config.priority,
         tls: certificates.as_ref().map(Certificates::tls),
+        keep: (config.roots_dir.clone(), config.keep_served),
         cache: config.cache.clone().map(|cache| (cache.dir, cache.max_size)),
         compression: compression(&config.compression),
         keys,
@@ -153,6 +147,21 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
         tracing::info!("signing as {name}");
     }
     Ok((server, certificates))
+}
+
+/// Where the store of the settings is.
+///
+/// # Errors
+/// Where its name is none that a store can have.
+pub(super) fn store_settings(config: &Config) -> Result<store::Settings, StorePathError> {
+    Ok(store::Settings {
+        store_dir: StoreDir::new(&config.virtual_nix_store)?,
+        real_store: config.real_nix_store.clone(),
+        database: config.nix_db_path.clone(),
+        state_dir: config.state_dir.clone(),
+        log_dir: config.log_dir.clone(),
+        daemon_socket: config.daemon_socket.clone(),
+    })
 }
 
 /// Waits for signals: SIGTERM and SIGINT end the server when what is in flight is done, SIGHUP reads the

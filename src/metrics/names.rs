@@ -150,6 +150,12 @@ pub const UNROOTED: Name = counter(
     "Store paths sent without a temporary root, since none could be taken.",
 );
 
+/// Label `result`.
+pub const KEPT_ROOTS: Name = counter(
+    "harmonia_kept_roots_total",
+    "Garbage-collector roots of paths that were asked for, by what became of them.",
+);
+
 /// Label `actor`.
 pub const MAILBOX_DEPTH: Name = gauge("harmonia_mailbox_messages", "Messages that wait, by actor.");
 
@@ -157,7 +163,7 @@ pub const MAILBOX_DEPTH: Name = gauge("harmonia_mailbox_messages", "Messages tha
 pub const BUILD_INFO: Name = gauge("harmonia_build_info", "1, with the version that runs.");
 
 /// Every metric, in the order of the text.
-pub const ALL: [Name; 29] = [
+pub const ALL: [Name; 30] = [
     BUILD_INFO,
     REQUESTS,
     REQUEST_SECONDS,
@@ -186,5 +192,6 @@ pub const ALL: [Name; 29] = [
     DATABASE_UNAVAILABLE,
     ROOTS,
     UNROOTED,
+    KEPT_ROOTS,
     MAILBOX_DEPTH,
 ];

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Site;
 use super::compressed::{Cold, Compression};
@@ -28,6 +28,7 @@ use crate::mailbox::{self, Outlet, Receiver, Sender, Ticket};
 use crate::metrics::{Actor, Metrics};
 use crate::store::debuginfo::{Catalogue, Watcher};
 use crate::store::files::Files;
+use crate::store::keep::{self, Keeper};
 use crate::store::roots::Roots;
 use crate::store::view::View;
 use crate::store::{self, StoreError, actor as store_actor};
@@ -46,6 +47,8 @@ pub struct Plan {
     pub connections: usize,
     /// The priority that clients are told; lower is asked first.
     pub priority: i32,
+    /// The folder of the roots that are made for good, and how long after its last use a path is kept by one.
+    pub keep: (PathBuf, Option<Duration>),
     /// What is made of NARs is kept in this folder, up to so many bytes.
     pub cache: Option<(PathBuf, u64)>,
     /// Encrypts what comes by TCP.
@@ -143,6 +146,7 @@ impl Server {
         let (pack, pack_inbox) = mailbox::bounded(limits::PACK_QUEUE, None);
         let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
         let (roots, roots_inbox) = mailbox::bounded(questions, None);
+        let (keep, keep_inbox) = mailbox::bounded(limits::KEEP_QUEUE, None);
         let (files, files_inbox) = mailbox::bounded(questions, None);
         let listener_poll = Poll::new()?;
         let (listener, listener_inbox) = mailbox::bounded(limits::MAILBOX_SPARE, Some(listener_poll.wake()));
@@ -152,6 +156,7 @@ impl Server {
         watch(&mut metrics, Actor::Pack, &pack_inbox);
         watch(&mut metrics, Actor::Cache, &cache_inbox);
         watch(&mut metrics, Actor::Roots, &roots_inbox);
+        watch(&mut metrics, Actor::Keep, &keep_inbox);
         watch(&mut metrics, Actor::Files, &files_inbox);
         watch(&mut metrics, Actor::Listener, &listener_inbox);
         inboxes.iter().for_each(|inbox| watch(&mut metrics, Actor::Worker, inbox));
@@ -161,6 +166,7 @@ impl Server {
         let mut actors = start_nars(&metrics, &nar_inbox, &workers)?;
         actors.push(start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
+        actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
         let (life, lives) = mailbox::bounded(1, None);
         let kept = plan.cache.as_ref().and_then(open_cache);
         let packer = start_packs(kept.as_ref(), &metrics, pack_inbox, lives.clone())?;
@@ -180,6 +186,7 @@ impl Server {
             pack,
             cache,
             roots,
+            keep: plan.keep.1.is_some().then_some(keep),
             files,
             real_store: settings.real_store.as_path().into(),
         };
@@ -416,6 +423,23 @@ fn start_roots(
     let outlet = outlet(workers, worker::Message::Roots);
     let roots = Roots::new(settings, metrics.roots());
     spawn("roots", move || roots.run(inbox, outlet))
+}
+
+/// The actor that keeps what is asked for; where nothing is to be kept, it removes what an earlier one kept, and ends.
+fn start_keep(
+    settings: &store::Settings,
+    (roots, time): &(PathBuf, Option<Duration>),
+    metrics: &Metrics,
+    inbox: Receiver<keep::Request>,
+) -> io::Result<JoinHandle<()>> {
+    let roots = roots.clone();
+    match time {
+        None => spawn("keep", move || keep::forget_all(&roots)),
+        Some(time) => {
+            let keeper = Keeper::new(settings, &roots, *time, metrics.keep());
+            spawn("keep", move || keeper.run(&inbox))
+        }
+    }
 }
 
 fn start_files(
