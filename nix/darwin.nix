@@ -30,6 +30,7 @@ in
         "--config"
         "${common.settingsFile settings}"
       ];
+      # As root, so that it makes the folder of its roots (`roots_dir`) itself.
       RunAtLoad = true;
       KeepAlive = true;
       # What it does is asked for by others who wait: no throttling of processor or disk.

@@ -18,6 +18,8 @@ let
     name = "sign-key-${toString number}";
     inherit file;
   }) keys;
+  # Where the server puts roots of what it is to keep, and `harmonia pin` the pins.
+  rootsDir = settings.roots_dir or "/nix/var/nix/gcroots/harmonia";
   streams = map (lib.removePrefix "unix:") (lib.toList settings.bind);
   renamed =
     name:
@@ -56,6 +58,8 @@ in
     };
     users.groups.harmonia = { };
 
+    systemd.tmpfiles.rules = [ "d ${rootsDir} 0755 harmonia harmonia -" ];
+
     # systemd holds the port: no connection is refused while the server starts anew.
     systemd.sockets.harmonia = {
       description = "Harmonia, a Nix binary cache";
@@ -86,6 +90,7 @@ in
         Group = "harmonia";
         CacheDirectory = "harmonia";
         CacheDirectoryMode = "0700";
+        ReadWritePaths = "-${rootsDir}";
         Restart = "on-failure";
         RestartSec = "1s";
         WatchdogSec = "30s";

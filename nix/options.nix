@@ -64,6 +64,13 @@ in
       description = "Whether NARs are offered compressed.";
     };
 
+    keepServed = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "30d";
+      description = "How long after a client last asked for it a path is kept from the garbage collector, in days (`d`) or weeks (`w`).";
+    };
+
     settings = mkOption {
       inherit (format) type;
       default = { };
@@ -85,6 +92,7 @@ in
       max_connection_rate = cfg.maxConnectionRate;
       enable_compression = cfg.enableCompression;
     }
+    // lib.optionalAttrs (cfg.keepServed != null) { keep_served = cfg.keepServed; }
     // more
     // cfg.settings;
 

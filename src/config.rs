@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -48,6 +49,10 @@ pub struct Config {
     pub log_dir: PathBuf,
     /// The Nix daemon's socket.
     pub daemon_socket: PathBuf,
+    /// Where the roots are that keep paths for good: those that a person pinned, and those that were asked for.
+    pub roots_dir: PathBuf,
+    /// How long after it was last asked for a path is kept from the garbage collector; `None` for no time.
+    pub keep_served: Option<Duration>,
     /// Where what is made of NARs is kept, if anything is.
     pub cache: Option<Cache>,
     /// Where marks of damaged paths are kept; the folder need not be there.
@@ -277,6 +282,10 @@ impl Config {
         };
         let cache_dir = cache_dir(&settings, env)?;
         let quarantine = cache_dir.join("quarantine");
+        let roots_dir = match &settings.roots_dir {
+            Some(path) => absolute(path, "roots_dir")?,
+            None => state_dir.join("gcroots/harmonia"),
+        };
         let cache = match settings.cache_max_size {
             0 => None,
             max_size => Some(Cache { dir: cache_dir, max_size }),
@@ -312,6 +321,8 @@ impl Config {
             nix_db_path,
             state_dir,
             daemon_socket,
+            roots_dir,
+            keep_served: settings.keep_served,
             cache,
             quarantine,
             tls,
@@ -494,6 +505,8 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/nix/var/nix"));
         assert_eq!(config.log_dir, Path::new("/nix/var/log/nix"));
         assert_eq!(config.daemon_socket, Path::new("/nix/var/nix/daemon-socket/socket"));
+        assert_eq!(config.roots_dir, Path::new("/nix/var/nix/gcroots/harmonia"));
+        assert_eq!(config.keep_served, None);
         assert!(config.sign_key_paths.is_empty());
         assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
         assert!(config.warnings[0].contains("harmonia keys generate"));
@@ -514,6 +527,8 @@ mod tests {
             nix_db_path = "/mnt/state/db/db.sqlite"
             sign_key_paths = ["/run/credentials/harmonia.service/sign-key-1"]
             daemon_socket = "/run/daemon"
+            roots_dir = "/mnt/roots"
+            keep_served = "30d"
             cache_dir = "/var/cache/nars"
             cache_max_size = "1.5T"
             "#,
@@ -527,6 +542,8 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/mnt/state"));
         assert_eq!(config.log_dir, Path::new("/mnt/log/nix"));
         assert_eq!(config.daemon_socket, Path::new("/run/daemon"));
+        assert_eq!(config.roots_dir, Path::new("/mnt/roots"));
+        assert_eq!(config.keep_served, Some(Duration::from_secs(30 * 24 * 3600)));
         assert_eq!(config.cache, Some(Cache { dir: "/var/cache/nars".into(), max_size: 3 << 39 }));
         assert_eq!(config.sign_key_paths, [Path::new("/run/credentials/harmonia.service/sign-key-1")]);
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
@@ -546,6 +563,18 @@ mod tests {
         // A database outside any `db` folder is a copy: state stays with the store.
         let config = read("nix_db_path = '/backup/copy.sqlite'");
         assert_eq!(config.state_dir, Path::new("/nix/var/nix"));
+    }
+
+    #[test]
+    fn how_long_what_is_asked_for_is_kept() {
+        let keep = |value: &str| read(&format!("keep_served = {value}")).keep_served;
+        let days = |days: u64| Some(Duration::from_secs(days * 24 * 3600));
+        assert_eq!((keep("'1d'"), keep("'12 w'"), keep("'36500d'")), (days(1), days(84), days(36_500)));
+        assert_eq!((keep("0"), keep("'0d'")), (None, None));
+        for wrong in ["'30'", "30", "'d'", "'-1d'", "'1.5d'", "'36501d'", "'12h'", "'30 days'", "true"] {
+            let told = refusal(&format!("keep_served = {wrong}"));
+            assert!(told.contains("line 1: `keep_served` must be") && told.contains("\"30d\""), "{told}");
+        }
     }
 
     #[test]

@@ -221,6 +221,23 @@ const _: () = assert!(
     "a root is taken or given up before its request is"
 );
 
+// Roots of what is asked for.
+
+/// Paths that wait to be kept, each asked for the first time that day. Of those beyond it, the next request tells.
+pub const KEEP_QUEUE: usize = 4096;
+
+/// A link is renewed at most so often: nobody sets days and means hours.
+pub const KEEP_RENEW: Duration = Duration::from_secs(24 * 3600);
+
+/// How often links are looked at that may have expired. Looking at 100,000 of them takes a fifth of a second.
+pub const KEEP_SWEEP: Duration = Duration::from_secs(3600);
+
+/// The longest time that can be set, in days: a hundred years, so that sums of times cannot overflow.
+pub const KEEP_DAYS_MAX: u64 = 36_500;
+
+/// The longest name of a pin, in bytes: with a dot, a process's number and room to spare it stays a file name.
+pub const PIN_NAME_MAX: usize = 200;
+
 // File work that is not NARs.
 
 /// The piece in which a packed log is decoded: one turn of a thread, and what a connection holds meanwhile.

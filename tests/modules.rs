@@ -5,6 +5,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use harmonia::config::{Bind, Config};
 use serde_json::Value;
@@ -57,6 +58,7 @@ fn the_defaults_of_the_options_are_the_programs() {
         assert_eq!(defaults["priority"], program.priority);
         assert_eq!(defaults["maxConnectionRate"], program.connections_per_worker.get());
         assert_eq!(defaults["enableCompression"], false);
+        assert_eq!((&defaults["keepServed"], program.keep_served), (&Value::Null, None));
         assert_eq!(defaults["enable"], false);
         assert_eq!(defaults["bind"], bind);
     }
@@ -66,7 +68,8 @@ fn the_defaults_of_the_options_are_the_programs() {
 #[test]
 fn nixos_runs_a_hardened_notifying_socket_unit_with_keys_as_credentials() {
     let set = "{ services.harmonia = { enable = true; signKeyPath = \"/run/keys/a\"; signKeyPaths = [ \"/run/keys/b\" ]; \
-               bind = [ \"[::1]:5001\" \"unix:/run/harmonia.sock\" ]; settings.cache_max_size = \"100G\"; }; }";
+               bind = [ \"[::1]:5001\" \"unix:/run/harmonia.sock\" ]; settings.cache_max_size = \"100G\"; \
+               keepServed = \"4w\"; }; }";
     let config = evaluate("nixos.nix", set, "config");
     let unit = &config["systemd"]["services"]["harmonia"];
     let service = &unit["serviceConfig"];
@@ -90,6 +93,12 @@ fn nixos_runs_a_hardened_notifying_socket_unit_with_keys_as_credentials() {
     let cache = read.cache.expect("a cache is kept");
     assert_eq!((cache.dir.as_path(), cache.max_size), (Path::new("/var/cache/harmonia"), 100 << 30));
     assert_eq!(read.bind.len(), 2);
+    assert_eq!(read.keep_served, Some(Duration::from_secs(28 * 24 * 3600)));
+    // The folder of roots is there for the service's user, who may write nowhere else.
+    let roots = read.roots_dir.to_str().expect("a text");
+    let rule = format!("d {roots} 0755 harmonia harmonia -");
+    assert_eq!(config["systemd"]["tmpfiles"]["rules"], serde_json::json!([rule]));
+    assert_eq!(service["ReadWritePaths"], format!("-{roots}"));
 }
 
 #[test]

@@ -21,6 +21,7 @@ use harmonia::server::faults::Faults;
 use harmonia::server::resolve::{self, Arrival, Desk, Step};
 use harmonia::store::actor::{Answer, Request as Question, Store};
 use harmonia::store::add::{Output, Writer};
+use harmonia::store::served::Served;
 use harmonia::store::view::{Look, View};
 use harmonia::store::{self, StoreError};
 use tempfile::TempDir;
@@ -43,6 +44,7 @@ pub struct Warm {
     head: Vec<u8>,
     memory: Memory,
     faults: Faults,
+    asked: Vec<Arc<Served>>,
     _folder: TempDir,
 }
 
@@ -79,6 +81,7 @@ impl Warm {
             head: Vec::new(),
             memory: Memory::default(),
             faults: Faults::default(),
+            asked: Vec::new(),
             _folder: folder,
         }
     }
@@ -108,6 +111,8 @@ impl Warm {
             metrics: &self.metrics,
             faults: &mut self.faults,
             now,
+            day: None,
+            asked: &mut self.asked,
         };
         resolve::step(&mut exchange, Arrival::Asked, &mut desk)
     }

@@ -86,6 +86,7 @@ let
     };
     literalExpression = text: text;
     optional = condition: value: if condition then [ value ] else [ ];
+    optionalAttrs = condition: value: if condition then value else { };
     unique = builtins.foldl' (seen: value: if builtins.elem value seen then seen else seen ++ [ value ]) [ ];
     all = builtins.all;
     attrValues = builtins.attrValues;

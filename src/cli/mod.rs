@@ -8,6 +8,7 @@ mod doctor;
 pub mod generate;
 pub mod keys;
 pub mod log;
+pub mod pins;
 mod progress;
 pub mod serve;
 mod service;
@@ -40,6 +41,9 @@ enum Command {
     Cache(cache::Cache),
     Doctor(doctor::Doctor),
     Generate(generate::Generate),
+    Pin(pins::PinCommand),
+    Unpin(pins::UnpinCommand),
+    Pins(pins::PinsCommand),
 }
 
 /// Parses the command line and runs the command.
@@ -53,5 +57,8 @@ pub fn main() -> ExitCode {
         Some(Command::Cache(cache)) => cache::run(&cache),
         Some(Command::Doctor(doctor)) => doctor::run(&doctor),
         Some(Command::Generate(generate)) => generate::run(&generate),
+        Some(Command::Pin(pin)) => pins::pin(&pin),
+        Some(Command::Unpin(unpin)) => pins::unpin(&unpin),
+        Some(Command::Pins(all)) => pins::pins(&all),
     }
 }

@@ -146,6 +146,7 @@ pub(super) fn plan(config: &Config, certificates: Option<&Certificates>) -> Resu
         connections: config.connections_per_worker.get(),
         priority: config.priority,
         tls: certificates.map(Certificates::tls),
+        keep: (config.roots_dir.clone(), config.keep_served),
         cache: config.cache.clone().map(|cache| (cache.dir, cache.max_size)),
         quarantine: config.quarantine.clone(),
         compression: compression(&config.compression),
@@ -153,7 +154,10 @@ pub(super) fn plan(config: &Config, certificates: Option<&Certificates>) -> Resu
     })
 }
 
-/// Where the store's parts are.
+/// Where the store of the settings is.
+///
+/// # Errors
+/// Where its name is none that a store can have.
 pub(super) fn store_settings(config: &Config) -> Result<store::Settings, StorePathError> {
     Ok(store::Settings {
         store_dir: StoreDir::new(&config.virtual_nix_store)?,

@@ -2,15 +2,16 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
 use super::{COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, Place, TlsFiles, absolute};
-use crate::limits::WORKERS_MAX;
+use crate::limits::{KEEP_DAYS_MAX, WORKERS_MAX};
 
 /// Every key, in the order of the documentation.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 23] = [
     "bind",
     "workers",
     "max_connection_rate",
@@ -25,6 +26,8 @@ const KEYS: [&str; 21] = [
     "tls_cert_path",
     "tls_key_path",
     "daemon_socket",
+    "roots_dir",
+    "keep_served",
     "cache_dir",
     "cache_max_size",
     "compression",
@@ -51,6 +54,8 @@ pub(super) struct Settings {
     pub(super) real_nix_store: Option<PathBuf>,
     pub(super) nix_db_path: Option<PathBuf>,
     pub(super) daemon_socket: Option<PathBuf>,
+    pub(super) roots_dir: Option<PathBuf>,
+    pub(super) keep_served: Option<Duration>,
     pub(super) cache_dir: Option<PathBuf>,
     pub(super) cache_max_size: u64,
     pub(super) compression: Compression,
@@ -83,6 +88,8 @@ impl Settings {
             real_nix_store: reader.path("real_nix_store")?,
             nix_db_path: reader.path("nix_db_path")?,
             daemon_socket: reader.path("daemon_socket")?,
+            roots_dir: reader.path("roots_dir")?,
+            keep_served: reader.days("keep_served")?,
             cache_dir: reader.path("cache_dir")?,
             cache_max_size: reader.size("cache_max_size")?.unwrap_or(CACHE_MAX_SIZE),
             compression,
@@ -211,6 +218,19 @@ impl<'t> Reader<'t> {
         let expected =
             "a number of bytes or a text such as \"20G\" (units K, M, G, T of 1024 each; 0 for none)";
         size.map(Some).ok_or_else(|| wrong(place, key, expected, &value))
+    }
+
+    /// A text such as `30d` or `4w`; `None` for no time at all.
+    fn days(&mut self, key: &'static str) -> Result<Option<Duration>, ConfigError> {
+        let Some((value, place)) = self.take(key) else { return Ok(None) };
+        let days = match &value {
+            DeValue::Integer(digits) => (digits.as_str() == "0").then_some(0),
+            DeValue::String(text) => days(text),
+            _ => None,
+        };
+        let expected = "a text such as \"30d\" or \"4w\" (days or weeks, up to a hundred years; 0 for none)";
+        let days = days.ok_or_else(|| wrong(place, key, expected, &value))?;
+        Ok((days > 0).then(|| Duration::from_secs(days * 24 * 3600)))
     }
 
     /// `max_connections`, where it is set and not 0, takes the place of `max_connection_rate`; both count the
@@ -342,6 +362,19 @@ fn bytes(text: &str) -> Option<u64> {
     let part = u128::from(fraction.parse::<u64>().ok()?) << shift;
     // Less than one unit, so it fits.
     whole.checked_add((part / 10_u128.pow(fraction.len() as u32)) as u64)
+}
+
+/// `30d` or `4 w` in days.
+fn days(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let days = match unit {
+        "d" => 1,
+        "w" => 7,
+        _ => return None,
+    };
+    let number = number.trim_end();
+    let number = number.bytes().all(|digit| digit.is_ascii_digit()).then(|| number.parse::<u64>().ok())??;
+    number.checked_mul(days).filter(|days| *days <= KEEP_DAYS_MAX)
 }
 
 /// A value that cannot be, described by what it is.

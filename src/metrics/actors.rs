@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::counter::{Counter, Gauge, Histogram, SharedCounter, Times, nanoseconds};
-use super::labels::{Closed, Label, Method, NarAbort, Query, Route, STATUS_CODES, Way, status_place};
+use super::labels::{Closed, Kept, Label, Method, NarAbort, Query, Route, STATUS_CODES, Way, status_place};
 
 /// A counter for each value of a label.
 #[derive(Debug)]
@@ -212,6 +212,25 @@ impl RootsMetrics {
     /// A path is sent without a root, since none could be taken.
     pub fn unrooted(&self) {
         self.unrooted.add(1);
+    }
+}
+
+/// What the actor that keeps what is asked for counts.
+#[derive(Debug, Default)]
+pub struct KeepMetrics {
+    pub(super) kept: Family<Kept>,
+}
+
+impl KeepMetrics {
+    /// Something became of a root.
+    pub fn kept(&self, kept: Kept) {
+        self.kept.increment(kept);
+    }
+
+    /// How often something became of one.
+    #[cfg(test)]
+    pub(crate) fn get(&self, kept: Kept) -> u64 {
+        self.kept.get(kept)
     }
 }
 

@@ -154,6 +154,20 @@ label! {
 }
 
 label! {
+    /// What became of the root of a path that was asked for.
+    Kept {
+        /// It was made.
+        Made = "made",
+        /// It is a day older, and was asked for again.
+        Renewed = "renewed",
+        /// It was removed: nobody had asked for so long, or the path is gone.
+        Expired = "expired",
+        /// It could not be made, renewed or removed.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// Whose mailbox.
     Actor {
         /// The listener.
@@ -170,6 +184,8 @@ label! {
         Cache = "cache",
         /// Temporary roots.
         Roots = "roots",
+        /// Roots of what is asked for.
+        Keep = "keep",
         /// Build logs and single files.
         Files = "files",
     }
@@ -205,6 +221,7 @@ mod tests {
         check::<NarAbort>();
         check::<Query>();
         check::<Way>();
+        check::<Kept>();
         check::<Actor>();
         assert!(STATUS_CODES.is_sorted());
         assert_eq!((status_place(200), status_place(505), status_place(599)), (0, 14, 15));

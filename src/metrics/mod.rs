@@ -15,10 +15,10 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use actors::{
-    CacheMetrics, CompressMetrics, ListenerMetrics, NarMetrics, PackMetrics, RootsMetrics, StoreMetrics,
-    WorkerMetrics,
+    CacheMetrics, CompressMetrics, KeepMetrics, ListenerMetrics, NarMetrics, PackMetrics, RootsMetrics,
+    StoreMetrics, WorkerMetrics,
 };
-pub use labels::{Actor, Closed, Method, NarAbort, Query, Route, STATUS_CODES, Way};
+pub use labels::{Actor, Closed, Kept, Method, NarAbort, Query, Route, STATUS_CODES, Way};
 pub use render::CONTENT_TYPE;
 
 /// Everything that is counted; made once, before the actors, and shared by all who may be asked for it.
@@ -27,6 +27,7 @@ pub struct Metrics {
     listener: Arc<ListenerMetrics>,
     store: Arc<StoreMetrics>,
     roots: Arc<RootsMetrics>,
+    keep: Arc<KeepMetrics>,
     nar: Arc<NarMetrics>,
     pack: Arc<PackMetrics>,
     cache: Arc<CacheMetrics>,
@@ -45,6 +46,7 @@ impl Metrics {
             listener: Arc::default(),
             store: Arc::default(),
             roots: Arc::default(),
+            keep: Arc::default(),
             nar: Arc::default(),
             pack: Arc::default(),
             cache: Arc::default(),
@@ -76,6 +78,11 @@ impl Metrics {
     /// The instance of the actor that holds temporary roots.
     pub fn roots(&self) -> Arc<RootsMetrics> {
         Arc::clone(&self.roots)
+    }
+
+    /// The instance of the actor that keeps what is asked for.
+    pub fn keep(&self) -> Arc<KeepMetrics> {
+        Arc::clone(&self.keep)
     }
 
     /// The instance that the threads of the NAR pool share.

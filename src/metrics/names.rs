@@ -178,6 +178,12 @@ pub const UNROOTED: Name = counter(
     "Store paths sent without a temporary root, since none could be taken.",
 );
 
+/// Label `result`.
+pub const KEPT_ROOTS: Name = counter(
+    "harmonia_kept_roots_total",
+    "Garbage-collector roots of paths that were asked for, by what became of them.",
+);
+
 /// Label `actor`.
 pub const MAILBOX_DEPTH: Name = gauge("harmonia_mailbox_messages", "Messages that wait, by actor.");
 
@@ -185,7 +191,7 @@ pub const MAILBOX_DEPTH: Name = gauge("harmonia_mailbox_messages", "Messages tha
 pub const BUILD_INFO: Name = gauge("harmonia_build_info", "1, with the version that runs.");
 
 /// Every metric, in the order of the text.
-pub const ALL: [Name; 34] = [
+pub const ALL: [Name; 35] = [
     BUILD_INFO,
     REQUESTS,
     REQUEST_SECONDS,
@@ -219,5 +225,6 @@ pub const ALL: [Name; 34] = [
     QUARANTINED,
     ROOTS,
     UNROOTED,
+    KEPT_ROOTS,
     MAILBOX_DEPTH,
 ];

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::Metrics;
 use super::actors::{STATUSES, WorkerMetrics};
 use super::counter::{BUCKETS, Times};
-use super::labels::{Actor, Closed, Label, Method, NarAbort, Query, Route, STATUS_CODES, Way};
+use super::labels::{Actor, Closed, Kept, Label, Method, NarAbort, Query, Route, STATUS_CODES, Way};
 use super::names::{self, Kind, Name};
 
 /// The media type of the text.
@@ -138,6 +138,7 @@ impl Metrics {
             text.sample(names::ROOTS, &[("way", way.text()), ("result", "failed")], roots.failed.get(way));
         }
         text.single(names::UNROOTED, roots.unrooted.get());
+        text.by(names::KEPT_ROOTS, "result", |kept: Kept| self.keep.kept.get(kept));
     }
 
     fn render_mailboxes(&self, text: &mut Text) {
@@ -247,6 +248,7 @@ mod tests {
         metrics.store().signed(2, Duration::from_micros(28));
         metrics.store().queried(Query::Info);
         metrics.roots().failed(Way::Daemon);
+        metrics.keep().kept(Kept::Made);
         metrics.nar().plan_made();
         metrics.pack().made(4096);
         metrics.compress().begun();
@@ -291,6 +293,7 @@ mod tests {
             "harmonia_signing_seconds_total 0.000028000",
             "harmonia_database_queries_total{kind=\"info\"} 1",
             "harmonia_temporary_roots_total{way=\"daemon\",result=\"failed\"} 1",
+            "harmonia_kept_roots_total{result=\"made\"} 1",
             "harmonia_mailbox_messages{actor=\"worker\"} 7",
             "harmonia_mailbox_messages{actor=\"store\"} 0",
         ] {

@@ -5,6 +5,7 @@
 //! [`transfer`] → socket. The other rooms return values; only the worker acts on them.
 
 pub mod answer;
+mod closing;
 pub mod compressed;
 pub mod connection;
 pub mod exchange;

@@ -51,6 +51,10 @@ pub struct Desk<'d> {
     pub faults: &'d mut Faults,
     /// The time, as this turn sees it.
     pub now: Instant,
+    /// The day, counted from 1970, where what is asked for is kept.
+    pub day: Option<u32>,
+    /// Paths that were asked for, for the first time that day.
+    pub asked: &'d mut Vec<Arc<Served>>,
 }
 
 /// What a request was waiting for.
@@ -228,6 +232,12 @@ pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
 
 /// The path is valid.
 fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> Step {
+    if let Some(day) = desk.day
+        && exchange.route.is_fetch()
+        && served.is_first_on(day)
+    {
+        desk.asked.push(Arc::clone(&served));
+    }
     match &exchange.route {
         Route::Narinfo { .. } => {
             desk.metrics.narinfo_hit();

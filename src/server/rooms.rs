@@ -7,7 +7,8 @@ use crate::cache::{actor as cache, pack};
 use crate::mailbox::{Refused, Sender, Ticket};
 use crate::nar::Cursor;
 use crate::nar::actor as nar;
-use crate::store::{actor as store, files, roots};
+use crate::store::served::Served;
+use crate::store::{actor as store, files, keep, roots};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Rooms {
     pub cache: Sender<cache::Request>,
     /// Temporary roots.
     pub roots: Sender<roots::Request>,
+    /// Roots of what is asked for, where it is kept.
+    pub keep: Option<Sender<keep::Request>>,
     /// Build logs, served files, debug information.
     pub files: Sender<files::Request>,
     /// Where the store's files really are.
@@ -101,6 +104,16 @@ impl Rooms {
         {
             // What a full mailbox refuses is asked for again with the next request.
             let _ = pack.try_send(pack::Request { nar: nar.clone(), asked });
+        }
+    }
+
+    /// Has a path kept that was asked for.
+    pub fn keep(&self, served: &Served) {
+        if let Some(keep) = &self.keep
+            && keep.try_send(keep::Request { path: served.info.path.clone() }).is_err()
+        {
+            // What a full mailbox refuses is told again with the next request.
+            served.forget_day();
         }
     }
 

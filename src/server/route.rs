@@ -128,6 +128,12 @@ impl Route {
         }
     }
 
+    /// Whether it is what a client fetches a path by, and no look that a person or a crawler takes. A client that has
+    /// the narinfo counts on the NAR for 30 days.
+    pub fn is_fetch(&self) -> bool {
+        matches!(self, Self::Narinfo { .. } | Self::Nar { .. } | Self::Compressed { .. })
+    }
+
     fn top(segment: &[u8], target: &Target<'_>) -> Self {
         if let Some(digits) = segment.strip_suffix(b".narinfo") {
             return match StorePathHash::parse(digits) {

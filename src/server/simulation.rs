@@ -98,6 +98,7 @@ impl<'s> Run<'s> {
             workers: 1,
             connections: CAPACITY,
             priority: 30,
+            keep: ("/nowhere".into(), None),
             cache: None,
             quarantine: shop.settings.state_dir.join("quarantine"),
             tls: None,
@@ -117,6 +118,7 @@ impl<'s> Run<'s> {
                 // No client here asks for a compressed NAR.
                 cache: mailbox::bounded(1, None).0,
                 roots,
+                keep: None,
                 files,
                 real_store: shop.settings.real_store.as_path().into(),
             },

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Site;
 use super::compressed::{Cold, Compression};
@@ -29,6 +29,7 @@ use crate::metrics::{Actor, Metrics};
 use crate::nar::Damage;
 use crate::store::debuginfo::{Catalogue, Watcher};
 use crate::store::files::Files;
+use crate::store::keep::{self, Keeper};
 use crate::store::quarantine::{Folder, Quarantine};
 use crate::store::roots::Roots;
 use crate::store::view::View;
@@ -48,6 +49,8 @@ pub struct Plan {
     pub connections: usize,
     /// The priority that clients are told; lower is asked first.
     pub priority: i32,
+    /// The folder of the roots that are made for good, and how long after its last use a path is kept by one.
+    pub keep: (PathBuf, Option<Duration>),
     /// What is made of NARs is kept in this folder, up to so many bytes.
     pub cache: Option<(PathBuf, u64)>,
     /// Marks of damaged paths are kept in this folder.
@@ -147,6 +150,7 @@ impl Server {
         let (pack, pack_inbox) = mailbox::bounded(limits::PACK_QUEUE, None);
         let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
         let (roots, roots_inbox) = mailbox::bounded(questions, None);
+        let (keep, keep_inbox) = mailbox::bounded(limits::KEEP_QUEUE, None);
         let (files, files_inbox) = mailbox::bounded(questions, None);
         let listener_poll = Poll::new()?;
         let (listener, listener_inbox) = mailbox::bounded(limits::MAILBOX_SPARE, Some(listener_poll.wake()));
@@ -156,6 +160,7 @@ impl Server {
         watch(&mut metrics, Actor::Pack, &pack_inbox);
         watch(&mut metrics, Actor::Cache, &cache_inbox);
         watch(&mut metrics, Actor::Roots, &roots_inbox);
+        watch(&mut metrics, Actor::Keep, &keep_inbox);
         watch(&mut metrics, Actor::Files, &files_inbox);
         watch(&mut metrics, Actor::Listener, &listener_inbox);
         inboxes.iter().for_each(|inbox| watch(&mut metrics, Actor::Worker, inbox));
@@ -167,6 +172,7 @@ impl Server {
         let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
         actors.push(quarantine);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
+        actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
         let (life, lives) = mailbox::bounded(1, None);
         let kept = plan.cache.as_ref().and_then(|cache| open_cache(cache, &metrics));
         let packer = start_packs(kept.as_ref(), &metrics, pack_inbox, lives.clone())?;
@@ -186,6 +192,7 @@ impl Server {
             pack,
             cache,
             roots,
+            keep: plan.keep.1.is_some().then_some(keep),
             files,
             real_store: settings.real_store.as_path().into(),
         };
@@ -435,6 +442,23 @@ fn start_roots(
     let outlet = outlet(workers, worker::Message::Roots);
     let roots = Roots::new(settings, metrics.roots());
     spawn("roots", move || roots.run(inbox, outlet))
+}
+
+/// The actor that keeps what is asked for; where nothing is to be kept, it removes what an earlier one kept, and ends.
+fn start_keep(
+    settings: &store::Settings,
+    (roots, time): &(PathBuf, Option<Duration>),
+    metrics: &Metrics,
+    inbox: Receiver<keep::Request>,
+) -> io::Result<JoinHandle<()>> {
+    let roots = roots.clone();
+    match time {
+        None => spawn("keep", move || keep::forget_all(&roots)),
+        Some(time) => {
+            let keeper = Keeper::new(settings, &roots, *time, metrics.keep());
+            spawn("keep", move || keeper.run(&inbox))
+        }
+    }
 }
 
 fn start_files(

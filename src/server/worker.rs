@@ -8,10 +8,10 @@
 use std::io::{ErrorKind, Result};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::compressed::Memory;
-use super::connection::{Connection, Next, Overdue, State};
+use super::connection::{Connection, Next, State};
 use super::exchange::Exchange;
 use super::faults::Faults;
 use super::load::Load;
@@ -22,12 +22,13 @@ use super::slice::Slice;
 use super::transfer::Source;
 use super::{Site, listener};
 use crate::cache::actor as cache;
-use crate::http::{DateCache, HeadReader, Status};
+use crate::http::{DateCache, HeadReader};
 use crate::io::{Event, Io};
 use crate::limits;
 use crate::mailbox::{Receiver, Sender, Ticket};
-use crate::metrics::{Closed, NarAbort, WorkerMetrics};
+use crate::metrics::{Closed, WorkerMetrics};
 use crate::nar::{Fetcher, Segment, actor as nar};
+use crate::store::served::Served;
 use crate::store::view::{Look, View};
 use crate::store::{actor as store, files, roots};
 
@@ -65,7 +66,7 @@ pub struct Worker<I: Io> {
     pub(super) number: u16,
     pub(super) seats: Slice<Seat<I::Socket>>,
     mailbox: Receiver<Message<I::Socket>>,
-    listener: Sender<listener::Message>,
+    pub(super) listener: Sender<listener::Message>,
     pub(super) rooms: Rooms,
     pub(super) site: Arc<Site>,
     view: View,
@@ -88,7 +89,11 @@ pub struct Worker<I: Io> {
     pub(super) head: Vec<u8>,
     pub(super) fetcher: Fetcher,
     pub(super) date: DateCache,
-    next_tick: Instant,
+    /// The day, counted from 1970, where what is asked for is kept.
+    day: Option<u32>,
+    /// Paths that were asked for in this turn, for the first time that day.
+    asked: Vec<Arc<Served>>,
+    pub(super) next_tick: Instant,
     /// Draining, and until when.
     pub(super) drain: Option<Instant>,
 }
@@ -143,6 +148,8 @@ impl<I: Io> Worker<I> {
             head: Vec::new(),
             fetcher: Fetcher::default(),
             date: DateCache::new(),
+            day: None,
+            asked: Vec::new(),
             next_tick,
             drain: None,
         }
@@ -166,7 +173,7 @@ impl<I: Io> Worker<I> {
         let mut events = std::mem::take(&mut self.events);
         events.clear();
         self.io.wait(&mut events, self.patience())?;
-        self.date.at(SystemTime::now());
+        self.set_clocks(SystemTime::now());
         match &mut self.freshness {
             Freshness::Asked { now, .. } => *now = false,
             other => *other = Freshness::Unknown,
@@ -178,10 +185,20 @@ impl<I: Io> Worker<I> {
         self.events = events;
         self.answer_all();
         self.send_all();
+        self.asked.drain(..).for_each(|served| self.rooms.keep(&served));
         self.make_room();
         self.tick();
         self.publish();
         Ok(self.drain.is_none() || !self.seats.is_empty())
+    }
+
+    fn set_clocks(&mut self, now: SystemTime) {
+        self.date.at(now);
+        if self.rooms.keep.is_some() {
+            let days = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
+            // A day after the year 11,000,000 is as good as any.
+            self.day = Some(u32::try_from(days).unwrap_or(u32::MAX));
+        }
     }
 
     /// How long to wait for the next event.
@@ -339,7 +356,7 @@ impl<I: Io> Worker<I> {
     }
 
     /// Takes a request out of its connection, if it is the one that waits for `serial`.
-    fn unpark(&mut self, key: usize, serial: u32) -> Option<Exchange> {
+    pub(super) fn unpark(&mut self, key: usize, serial: u32) -> Option<Exchange> {
         let seat = self.seats.get_mut(key)?;
         match &seat.connection.state {
             State::Asking(awaited, _) if *awaited == serial => {}
@@ -393,7 +410,7 @@ impl<I: Io> Worker<I> {
     }
 
     /// Reads once and takes what comes of it.
-    fn read(&mut self, key: usize) {
+    pub(super) fn read(&mut self, key: usize) {
         let now = self.io.now();
         let Some(seat) = self.seats.get_mut(key) else { return };
         if !seat.connection.is_unanswering() {
@@ -496,6 +513,8 @@ impl<I: Io> Worker<I> {
             metrics: &self.metrics,
             faults: &mut self.faults,
             now: self.io.now(),
+            day: self.day,
+            asked: &mut self.asked,
         };
         match resolve::step(&mut exchange, arrival, &mut desk) {
             Step::Reply(reply) => self.reply(key, exchange, reply),
@@ -513,82 +532,5 @@ impl<I: Io> Worker<I> {
                 self.resolve(key, exchange, Arrival::Unavailable);
             }
         }
-    }
-
-    // The end of a turn.
-
-    /// Closes the connection longest without an answer in flight if the listener waits for its place.
-    fn make_room(&mut self) {
-        while self.load.wanted() {
-            let Some(key) = self.seats.oldest_idle() else { return };
-            self.evict(key, Closed::Evicted);
-        }
-    }
-
-    /// Closes a connection without an answer in flight, unless a request has just arrived on it.
-    fn evict(&mut self, key: usize, cause: Closed) {
-        let Some(seat) = self.seats.get_mut(key) else { return };
-        // The last look: its event may be on its way.
-        seat.readable = true;
-        self.read(key);
-        if self.seats.is_idle(key) {
-            self.close(key, cause);
-        }
-    }
-
-    /// Looks at every clock, once a tick.
-    fn tick(&mut self) {
-        let now = self.io.now();
-        if now < self.next_tick {
-            return;
-        }
-        self.next_tick = now + limits::TICK;
-        self.faults.tick(now);
-        let keys: Vec<usize> = self.seats.keys().collect();
-        for key in keys {
-            let Some(seat) = self.seats.get_mut(key) else { continue };
-            match seat.connection.overdue(now) {
-                None => {}
-                Some(Overdue::Idle) => self.close(key, Closed::Idle),
-                Some(Overdue::Lingered) => self.close(key, Closed::Finished),
-                Some(Overdue::SlowBody) => self.close(key, Closed::SlowHead),
-                Some(Overdue::SlowHead) => self.refuse(key, Status::RequestTimeout),
-                Some(Overdue::NoAnswer(serial)) => {
-                    if let Some(exchange) = self.unpark(key, serial) {
-                        self.resolve(key, exchange, Arrival::Unavailable);
-                    }
-                }
-                Some(Overdue::SlowReader) => self.abort(key, NarAbort::SlowReader),
-                Some(Overdue::Stalled) => self.abort(key, NarAbort::Stalled),
-            }
-        }
-        if self.drain.is_some_and(|until| now >= until) {
-            let keys: Vec<usize> = self.seats.keys().collect();
-            for key in keys {
-                self.abort(key, NarAbort::Drain);
-            }
-        }
-    }
-
-    /// Stops waiting for new requests; answers in flight go on, within [`limits::DRAIN_TIME`].
-    fn drain(&mut self) {
-        if self.drain.is_some() {
-            return;
-        }
-        self.drain = Some(self.io.now() + limits::DRAIN_TIME);
-        while let Some(key) = self.seats.oldest_idle() {
-            self.evict(key, Closed::Drain);
-        }
-    }
-
-    /// Shows the listener how full the slice is.
-    fn publish(&self) {
-        let oldest = self.seats.oldest_idle().and_then(|key| self.seats.get(key));
-        self.load.set_oldest_idle(oldest.map(|seat| seat.connection.since()));
-    }
-
-    pub(super) fn tell_listener(&self) {
-        // A full mailbox holds the same message already.
-        let _ = self.listener.try_send(listener::Message::Room);
     }
 }

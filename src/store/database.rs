@@ -21,7 +21,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
@@ -149,6 +150,23 @@ impl Database {
             return Err(Trouble::Busy);
         }
         result.map_err(|error| self.fault(error))
+    }
+
+    /// As [`Database::read`], for whoever may wait: a locked database is tried again for
+    /// [`limits::DATABASE_PATIENCE`].
+    pub(super) fn read_patiently<T>(
+        &mut self,
+        mut query: impl FnMut(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Trouble> {
+        let begun = Instant::now();
+        loop {
+            match self.read(&mut query) {
+                Err(Trouble::Busy) if begun.elapsed() < limits::DATABASE_PATIENCE => {
+                    thread::sleep(limits::DATABASE_PAUSE);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Whether the connection in use is an immutable one.

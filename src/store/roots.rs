@@ -178,7 +178,8 @@ impl Roots {
         }
     }
 
-    fn take(&mut self, path: StorePath, now: Instant) -> Lease {
+    /// Takes a root for `path`, or gives an empty lease where none can be had.
+    pub(super) fn take(&mut self, path: StorePath, now: Instant) -> Lease {
         if !self.holder.as_ref().is_some_and(Holder::alive) {
             self.holder = None;
             if !self.renew(now) {

@@ -1,5 +1,7 @@
 //! A valid path as it is served: what is known of it, and the answers that are made of that once.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use bytes::Bytes;
 
 use crate::formats::hash::Sha256;
@@ -18,7 +20,7 @@ pub struct File<'f> {
     pub hash_and_size: Option<(Sha256, u64)>,
 }
 
-/// A valid path, ready to be served. Never changes; shared by reference.
+/// A valid path, ready to be served. Shared by reference; nothing of it that is served ever changes.
 #[derive(Debug)]
 pub struct Served {
     /// What the database says of the path.
@@ -32,6 +34,8 @@ pub struct Served {
     pub nar_url: String,
     /// The NAR's strong entity tag, quotes included: its hash.
     pub nar_etag: String,
+    /// The day on which it was last asked for, see [`Served::is_first_on`].
+    asked: AtomicU32,
 }
 
 impl Served {
@@ -45,9 +49,25 @@ impl Served {
             info,
             signatures,
             narinfo: Bytes::new(),
+            asked: AtomicU32::new(0),
         };
         served.narinfo = served.with_links().render(dir).into();
         served
+    }
+
+    /// Marks that it was asked for on this day, counted from 1970; whether nobody had on that day, as far as this
+    /// process remembers. Two workers at the same moment may both be told so.
+    pub fn is_first_on(&self, day: u32) -> bool {
+        let is_first = self.asked.load(Ordering::Relaxed) != day;
+        if is_first {
+            self.asked.store(day, Ordering::Relaxed);
+        }
+        is_first
+    }
+
+    /// Forgets on which day it was asked for, so that the next request is the first again.
+    pub fn forget_day(&self) {
+        self.asked.store(0, Ordering::Relaxed);
     }
 
     /// The narinfo's JSON form.

@@ -1,0 +1,87 @@
+//! The end of a worker's turn: room for new connections, clocks, draining.
+
+use super::connection::Overdue;
+use super::listener;
+use super::resolve::Arrival;
+use super::worker::Worker;
+use crate::http::Status;
+use crate::io::Io;
+use crate::limits;
+use crate::metrics::{Closed, NarAbort};
+
+impl<I: Io> Worker<I> {
+    /// Closes the connection longest without an answer in flight if the listener waits for its place.
+    pub(super) fn make_room(&mut self) {
+        while self.load.wanted() {
+            let Some(key) = self.seats.oldest_idle() else { return };
+            self.evict(key, Closed::Evicted);
+        }
+    }
+
+    /// Closes a connection without an answer in flight, unless a request has just arrived on it.
+    pub(super) fn evict(&mut self, key: usize, cause: Closed) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        // The last look: its event may be on its way.
+        seat.readable = true;
+        self.read(key);
+        if self.seats.is_idle(key) {
+            self.close(key, cause);
+        }
+    }
+
+    /// Looks at every clock, once a tick.
+    pub(super) fn tick(&mut self) {
+        let now = self.io.now();
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + limits::TICK;
+        self.faults.tick(now);
+        let keys: Vec<usize> = self.seats.keys().collect();
+        for key in keys {
+            let Some(seat) = self.seats.get_mut(key) else { continue };
+            match seat.connection.overdue(now) {
+                None => {}
+                Some(Overdue::Idle) => self.close(key, Closed::Idle),
+                Some(Overdue::Lingered) => self.close(key, Closed::Finished),
+                Some(Overdue::SlowBody) => self.close(key, Closed::SlowHead),
+                Some(Overdue::SlowHead) => self.refuse(key, Status::RequestTimeout),
+                Some(Overdue::NoAnswer(serial)) => {
+                    if let Some(exchange) = self.unpark(key, serial) {
+                        self.resolve(key, exchange, Arrival::Unavailable);
+                    }
+                }
+                Some(Overdue::SlowReader) => self.abort(key, NarAbort::SlowReader),
+                Some(Overdue::Stalled) => self.abort(key, NarAbort::Stalled),
+            }
+        }
+        if self.drain.is_some_and(|until| now >= until) {
+            let keys: Vec<usize> = self.seats.keys().collect();
+            for key in keys {
+                self.abort(key, NarAbort::Drain);
+            }
+        }
+    }
+
+    /// Stops waiting for new requests; answers in flight go on, within [`limits::DRAIN_TIME`].
+    pub(super) fn drain(&mut self) {
+        if self.drain.is_some() {
+            return;
+        }
+        self.drain = Some(self.io.now() + limits::DRAIN_TIME);
+        while let Some(key) = self.seats.oldest_idle() {
+            self.evict(key, Closed::Drain);
+        }
+    }
+
+    /// Shows the listener how full the slice is.
+    pub(super) fn publish(&self) {
+        let oldest = self.seats.oldest_idle().and_then(|key| self.seats.get(key));
+        self.load.set_oldest_idle(oldest.map(|seat| seat.connection.since()));
+    }
+
+    pub(super) fn tell_listener(&self) {
+        // A full mailbox holds the same message already.
+        let _ = self.listener.try_send(listener::Message::Room);
+    }
+}
