@@ -293,6 +293,10 @@ pub const SENDFILE_MIN: u64 = 64 * 1024;
 /// enough to keep a fast link busy while the next is fetched, little enough to hold for each answer.
 pub const FETCH_BYTES: u64 = 256 * 1024;
 
+/// Framing between two large files is sent from memory up to so many bytes; more of it, as of thousands of links, comes
+/// from the pack. An ordinary file's takes some 200.
+pub const FRAMING_SENT_MAX: u64 = 4 * 1024;
+
 /// The most files that one fetch gives open: a part of what [`TRANSFER_FILES`] counts.
 pub const FETCH_FILES: usize = 1;
 

@@ -18,7 +18,7 @@ use super::tree::{Folders, Full, Kind, NodeId, ROOT, Tree};
 use crate::formats::listing::Writer;
 use crate::formats::nar;
 use crate::io::files;
-use crate::limits::SENDFILE_MIN;
+use crate::limits::{FRAMING_SENT_MAX, SENDFILE_MIN};
 
 /// What Nix on macOS adds to a name that differs from a neighbour's in case only.
 const CASE_HACK: &[u8] = b"~nix~case~hack~";
@@ -253,8 +253,9 @@ impl Plan {
         })
     }
 
-    /// The NAR from byte `position` to its end, in order, as it is sent from its pack and large files. No piece
-    /// is empty.
+    /// The NAR from byte `position` to its end, in order, as it is sent from its pack and large files. Where there is
+    /// nothing but a little framing between two of those, it comes from memory, and leaves with the file after it; a range of the
+    /// pack would cost three calls and a packet of its own. No piece is empty.
     pub(super) fn packed_pieces<'p>(
         &'p self,
         pack: &'p Held,
@@ -264,14 +265,23 @@ impl Plan {
         let mut next = self.large.partition_point(|large| of(large).offset + of(large).size <= position);
         let (mut position, packed_size) = (position, pack.len());
         std::iter::from_fn(move || {
+            let index = self.large.get(next).map_or(self.contents.len(), |large| large.contents as usize);
+            let is_framing = self.is_large_before(next, index);
             let Some(large) = self.large.get(next) else {
                 let len = self.size - position;
+                if is_framing && (1..=FRAMING_SENT_MAX).contains(&len) {
+                    let end = self.framing.len() as u64;
+                    return Some(self.framing_until(self.size, end, &mut position));
+                }
                 position = self.size;
                 return (len > 0).then_some(Piece::Packed { pack, offset: packed_size - len, len });
             };
             let of = of(large);
             if position < of.offset {
                 let len = of.offset - position;
+                if is_framing && len <= FRAMING_SENT_MAX {
+                    return Some(self.framing_until(of.offset, of.framing, &mut position));
+                }
                 position = of.offset;
                 return Some(Piece::Packed { pack, offset: large.packed - len, len });
             }
@@ -280,6 +290,12 @@ impl Plan {
             position = of.offset + of.size;
             Some(Piece::Contents { of, offset: skipped, len: of.size - skipped })
         })
+    }
+
+    /// Whether no small file comes before contents number `index`, since the large file before number `next` of those.
+    fn is_large_before(&self, next: usize, index: usize) -> bool {
+        let since = next.checked_sub(1).map_or(0, |last| self.large[last].contents as usize + 1);
+        since == index
     }
 
     /// The framing from `position` to byte `offset` of the NAR, which is byte `end` of the framing.
