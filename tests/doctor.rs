@@ -14,7 +14,7 @@ use support::authority::{Authority, ECDSA};
 use support::doctor::{Case, Seat, Told, has};
 use support::fake::{Fake, Sent, response};
 use support::store::hash_of;
-use support::{Response, Scratch, Server, is_root, lossy, poll, write};
+use support::{Response, Scratch, Server, Settings, is_root, lossy, poll, write};
 
 #[test]
 fn all_is_well_in_words_and_in_json() {
@@ -254,6 +254,17 @@ fn a_path_that_others_signed_too_does_not_hide_an_untrusted_key() {
     let seat = Seat::new(&case.store.dir(), &case.store.state_dir());
     let told = seat.conf(&format!("substituters = {url}\ntrusted-public-keys = {theirs}")).json(&[&url]);
     assert_eq!(told.only("key-not-trusted")["cache"][0], case.public, "{:#}", told.json);
+}
+
+#[test]
+fn a_further_key_is_shown_to_a_client_that_does_not_trust_it_yet() {
+    let case = Case::new();
+    let (next, next_public) = case.store.key("cache.example-2");
+    let both = Settings::of(&case.store).keys(&[&case.secret, &next]).start();
+    let told = case.client_of(&both.url()).json(&[&both.url()]);
+    assert_eq!(told.status, 0, "{:#}", told.json);
+    let well = told.cache()["well"].to_string();
+    assert!(well.contains("signed by cache.example-1") && well.contains(&next_public), "{well}");
 }
 
 #[test]
