@@ -154,6 +154,42 @@ fn other_settings_wait_for_the_next_start_and_that_is_said() {
     assert!(server.get("/nix-cache-info").text().contains("Priority: 30\n"));
 }
 
+/// By the manager, which alone knows the process; what stands in for it here sends the signal as it would.
+#[test]
+fn harmonia_reload_tells_the_service_manager() {
+    let (manager, words, service) = match cfg!(target_os = "macos") {
+        true => ("launchctl", "kill SIGHUP system/org.nixos.harmonia", "system/org.nixos.harmonia"),
+        false => ("systemctl", "reload harmonia.service", "harmonia.service"),
+    };
+    let (store, _) = store();
+    let (secret, _) = store.key("cache.example-1");
+    let server = Settings::of(&store).keys(&[&secret]).start();
+    let folder = Scratch::new();
+    let reload = |path: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_harmonia"));
+        run(command.arg("reload").args(arguments).env("PATH", path))
+    };
+    let absent = reload("/nonexistent", &[]);
+    assert_eq!(absent.status.code(), Some(2));
+    let said = lossy(&absent.stderr);
+    assert!(
+        said.starts_with(&format!("harmonia: cannot run {manager}: ")) && said.contains("kill -HUP"),
+        "{said}"
+    );
+
+    let script =
+        format!("#!/bin/sh\ncase \"$*\" in '{words}') kill -HUP {};; *) exit 5;; esac\n", server.pid());
+    write(folder.path().join(manager), script);
+    fs::set_permissions(folder.path().join(manager), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let path = folder.path().to_str().expect("it is text");
+    let told = reload(path, &[]);
+    assert!(told.status.success(), "{}", lossy(&told.stderr));
+    assert!(lossy(&told.stdout).starts_with(&format!("{service} was told ")), "{}", lossy(&told.stdout));
+    let said = "signing with cache.example-1 from now on";
+    poll("the reload", LIMIT, || server.log().contains(said).then_some(()));
+    assert_eq!(reload(path, &["other"]).status.code(), Some(2));
+}
+
 #[test]
 fn the_next_key_is_made_once_and_never_over_another_file() {
     let folder = Scratch::new();

@@ -5,6 +5,7 @@ pub mod demo;
 mod doctor;
 pub mod keys;
 pub mod log;
+mod reload;
 pub mod serve;
 mod service;
 
@@ -32,6 +33,7 @@ enum Command {
     Demo(demo::Demo),
     Keys(keys::Keys),
     Doctor(doctor::Doctor),
+    Reload(reload::Reload),
 }
 
 /// Parses the command line and runs the command.
@@ -42,5 +44,6 @@ pub fn main() -> ExitCode {
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),
         Some(Command::Doctor(doctor)) => doctor::run(&doctor),
+        Some(Command::Reload(reload)) => reload::run(&reload),
     }
 }

@@ -128,8 +128,7 @@ pub fn examine(
         Ok(found) => found,
         Err(finding) => return look.findings.push(finding),
     };
-    let shown = shown_keys(cache);
-    look_at_keys(&dir, &found, side, &shown, look);
+    look_at_keys(cache, &dir, &found, side, look);
     if let Some((path, narinfo)) = best(&found) {
         download::try_nar(cache, path, narinfo, longest, look);
     }
@@ -222,10 +221,11 @@ fn best(found: &Found) -> Option<&(String, ParsedNarInfo)> {
     fitting.or_else(|| found.iter().min_by_key(size))
 }
 
-fn look_at_keys(dir: &StoreDir, found: &Found, side: &Side<'_>, shown: &[PublicKey], look: &mut Look) {
+fn look_at_keys(cache: &Cache, dir: &StoreDir, found: &Found, side: &Side<'_>, look: &mut Look) {
     if found.is_empty() {
         return;
     }
+    let shown = &shown_keys(cache);
     match side {
         Side::Server { keys, .. } => look_at_own_keys(dir, found, keys, look),
         Side::Client(None) => {
@@ -237,18 +237,18 @@ fn look_at_keys(dir: &StoreDir, found: &Found, side: &Side<'_>, shown: &[PublicK
                 if keys.is_empty() { "the key that signs".to_owned() } else { keys.join(" or ") }
             ));
         }
-        Side::Client(Some(client)) if !client.requires_signatures() => {
-            look.unseen
-                .push("this client takes whatever comes, signed or not: require-sigs = false".to_owned());
-        }
-        Side::Client(Some(client)) => look_at_trust(dir, found, client, shown, look),
+        Side::Client(Some(client)) => match client.takes_unsigned(&cache.url) {
+            None => look_at_trust(dir, found, client, shown, look),
+            Some(setting) => {
+                look.unseen.push(format!("this client takes whatever comes, signed or not: {setting}"));
+            }
+        },
     }
 }
 
 /// Whether the client takes what was found.
 fn look_at_trust(dir: &StoreDir, found: &Found, client: &Client, shown: &[PublicKey], look: &mut Look) {
-    let (trusted, broken) = client.keys();
-    look.findings.extend(broken);
+    let (trusted, _) = client.keys();
     let verdict = |(path, narinfo): &(String, ParsedNarInfo)| {
         (path.clone(), trust::judge(narinfo, dir, &trusted, shown))
     };

@@ -144,7 +144,7 @@ impl Rotation {
 fn server(toml: &str, nix: &str) -> String {
     format!(
         "     settings.toml:          sign_key_paths = [{toml}]\n     \
-         and then:               systemctl reload harmonia, or SIGHUP: no connection is dropped\n     \
+         and then:               harmonia reload, or SIGHUP: no connection is dropped\n     \
          or NixOS, nix-darwin:   services.harmonia.signKeyPaths = [ {nix} ];\n"
     )
 }
