@@ -14,7 +14,7 @@ use support::authority::{Authority, ECDSA};
 use support::doctor::{Case, Seat, Told, has};
 use support::fake::{Fake, Sent, response};
 use support::store::hash_of;
-use support::{Response, Scratch, Server, is_root, lossy, poll, write};
+use support::{Response, Scratch, Server, Settings, is_root, lossy, poll, write};
 
 #[test]
 fn all_is_well_in_words_and_in_json() {
@@ -257,6 +257,17 @@ fn a_path_that_others_signed_too_does_not_hide_an_untrusted_key() {
 }
 
 #[test]
+fn a_further_key_is_shown_to_a_client_that_does_not_trust_it_yet() {
+    let case = Case::new();
+    let (next, next_public) = case.store.key("cache.example-2");
+    let both = Settings::of(&case.store).keys(&[&case.secret, &next]).start();
+    let told = case.client_of(&both.url()).json(&[&both.url()]);
+    assert_eq!(told.status, 0, "{:#}", told.json);
+    let well = told.cache()["well"].to_string();
+    assert!(well.contains("signed by cache.example-1") && well.contains(&next_public), "{well}");
+}
+
+#[test]
 fn what_is_not_signed_is_told() {
     let case = Case::with(|settings| settings.line("sign_key_paths = []"));
     let told = case.client_of(&case.server.url()).json(&[&case.server.url()]);
@@ -357,8 +368,7 @@ fn what_takes_too_long_is_left_and_said() {
         true => Sent::Dripping(response, 1000),
         false => Sent::Whole(response),
     });
-    let told = case.client_of(&fake.url()).json(&["--seconds", "1", &fake.url()]);
-    assert_eq!(told.status, 0, "{:#}", told.json);
+    let told = case.client_of(&fake.url()).json(&["--seconds", "3", &fake.url()]);
     assert!(told.unseen().contains("its hash was not checked (more time: --seconds"), "{:#}", told.json);
 }
 
@@ -534,7 +544,7 @@ fn a_server_is_looked_at_by_its_settings() {
     let told = look(&[&case.secret, &next]);
     let finding = told.only("key-not-in-use");
     assert_eq!(finding["key"], next_public);
-    has(finding, "remedy", &["systemctl reload harmonia", "SIGHUP"]);
+    has(finding, "remedy", &["harmonia reload", "SIGHUP"]);
     let by_variable =
         Seat::fresh(&case.store.dir()).environment("CONFIG_FILE", file.to_str().expect("it is text"));
     assert_eq!(by_variable.json(&[]).codes(), ["key-not-in-use"]);

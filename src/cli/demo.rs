@@ -63,7 +63,7 @@ enum DemoError {
 pub fn run(demo: &Demo) -> ExitCode {
     match prepare(demo, &mut say) {
         Ok(Ready { config, store }) => {
-            serve::serve_until_signal(&config, |server| {
+            serve::serve_until_signal(&config, &|| load(&store), |server| {
                 // The one address there is: the demo's settings have no other.
                 if let Some(Address::Tcp(at)) = server.addresses().first() {
                     say(&what_to_try(&store, *at));
@@ -105,7 +105,7 @@ fn check_free(bind: SocketAddr) -> Result<(), DemoError> {
 
 /// The configuration, by way of a settings file in the demo's folder: `harmonia serve --config` takes it too.
 fn config(bind: SocketAddr, store: &DemoStore) -> Result<Config, DemoError> {
-    let file = store.key_file.with_file_name("settings.toml");
+    let file = settings_file(store);
     let quoted = |path: &PathBuf| match path.to_str() {
         // JSON's quoting is TOML's.
         Some(text) => Ok(serde_json::Value::from(text).to_string()),
@@ -127,8 +127,16 @@ fn config(bind: SocketAddr, store: &DemoStore) -> Result<Config, DemoError> {
         std::fs::write(&file, text)
     };
     write().map_err(|source| DemoError::Settings { file: file.clone(), source })?;
-    // The environment is for the machine's own cache, not for this one.
-    Ok(Config::load(Some(&file), &|_| None)?)
+    Ok(load(store)?)
+}
+
+/// Reads the demo's settings file; the environment is for the machine's own cache, not for this one.
+fn load(store: &DemoStore) -> Result<Config, ConfigError> {
+    Config::load(Some(&settings_file(store)), &|_| None)
+}
+
+fn settings_file(store: &DemoStore) -> PathBuf {
+    store.key_file.with_file_name("settings.toml")
 }
 
 /// The text that says what to try with the demo that listens at `at`.

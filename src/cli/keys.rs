@@ -1,12 +1,15 @@
 //! `harmonia keys`: signing keys as `nix-store --generate-binary-cache-key` makes them, and what they sign.
 
+mod files;
+mod rotate;
+
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+pub use self::files::{ExposedKey, LoadedKey, load_secret_key};
+use self::files::{read, replace};
 use crate::formats::narinfo::{self, NarInfoError, ParsedNarInfo};
 use crate::formats::signature::{KeyError, PublicKey, SecretKey, Signature};
 use crate::formats::store_path::StoreDir;
@@ -36,6 +39,10 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         public_file: Option<PathBuf>,
     },
+    /// Make the key that takes the place of another, and say step by step what to change, and when.
+    ///
+    /// NAME-2 comes after NAME-1. Run again, it makes nothing and says the steps again.
+    Rotate(rotate::Rotate),
     /// Print the public key of a secret one, for trusted-public-keys in nix.conf.
     Public {
         /// The secret key's file.
@@ -71,6 +78,7 @@ pub fn run(keys: &Keys) -> ExitCode {
         Command::Generate { name, secret_file, public_file } => {
             generate(name, secret_file.as_deref(), public_file.as_deref(), &mut out)
         }
+        Command::Rotate(arguments) => rotate::run(arguments, &mut out),
         Command::Public { file } => public(file, &mut out),
         Command::Sign { keys, stdout, narinfos } => sign(keys, *stdout, narinfos, &mut out),
         Command::Verify { trusted, narinfos } => verify(trusted, narinfos, &mut out),
@@ -79,45 +87,6 @@ pub fn run(keys: &Keys) -> ExitCode {
         complain(&error);
         ExitCode::from(FAILED)
     })
-}
-
-/// Reads a signing key's file.
-///
-/// `credentials` is `$CREDENTIALS_DIRECTORY`: systemd opens the files there to the unit's user alone, by an
-/// ACL that shows as a group permission, so that their modes say nothing.
-///
-/// # Errors
-/// A file that cannot be read or holds no key; the message names the file and never its content.
-pub fn load_secret_key(path: &Path, credentials: Option<&Path>) -> Result<LoadedKey, KeysError> {
-    let (text, mode) = read(path)?;
-    let key = SecretKey::parse(&text).map_err(|error| KeysError::Key { path: path.to_owned(), error })?;
-    let private = mode & 0o044 == 0 || credentials.is_some_and(|folder| path.starts_with(folder));
-    let warning = (!private).then(|| ExposedKey { path: path.to_owned(), mode });
-    Ok(LoadedKey { key, warning })
-}
-
-/// A signing key from a file.
-#[derive(Debug)]
-pub struct LoadedKey {
-    /// The key.
-    pub key: SecretKey,
-    /// What is to be said about the file, if anything.
-    pub warning: Option<ExposedKey>,
-}
-
-/// A signing key's file can be read by others than its owner. `Display` is the warning to give.
-#[derive(Debug)]
-pub struct ExposedKey {
-    path: PathBuf,
-    mode: u32,
-}
-
-impl fmt::Display for ExposedKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, mode } = self;
-        let (path, mode) = (path.display(), mode & 0o7777);
-        write!(f, "others than its owner may read the signing key {path} (mode {mode:04o}): chmod 600 {path}")
-    }
 }
 
 /// Why a command about keys failed. No message holds any part of a secret key.
@@ -134,6 +103,14 @@ pub enum KeysError {
     /// A file cannot be written.
     #[error("cannot write {}: {error}", path.display())]
     Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// A new key's file cannot be given to whom the old one's belongs.
+    #[error("see to it that the server can read {}, as it can the key in use: {error}", path.display())]
+    Share {
         /// The file.
         path: PathBuf,
         /// The system's reason.
@@ -175,6 +152,16 @@ pub enum KeysError {
         /// What is wrong with its content.
         error: NarInfoError,
     },
+    /// A file that holds another key than the one that was named.
+    #[error("{} holds the key {found}, not {wanted}", path.display())]
+    OtherKey {
+        /// The file.
+        path: PathBuf,
+        /// The name of the key in it.
+        found: String,
+        /// The name that was given.
+        wanted: String,
+    },
     /// `--stdout` with several narinfos.
     #[error("--stdout takes one narinfo: several would run into each other")]
     SeveralToStdout,
@@ -192,14 +179,7 @@ fn generate(
     let key = SecretKey::generate(name).map_err(KeysError::Generate)?;
     let secret_file = secret_file.map_or_else(|| format!("{name}.secret").into(), Path::to_owned);
     let public_file = public_file.map_or_else(|| format!("{name}.public").into(), Path::to_owned);
-    // Both files before either content: a pair is made whole or not at all.
-    let secret = NewFile::create(secret_file, 0o600)?;
-    let public = NewFile::create(public_file, 0o666)?;
-    // Neither ends in a newline, as those of `nix-store --generate-binary-cache-key`.
-    let secret = secret.write(&key.to_text())?;
-    let public = public.write(&key.public().to_string())?;
-    secret.keep();
-    public.keep();
+    files::write_pair(&key, secret_file, public_file)?;
     writeln!(out, "{}", key.public()).map_err(KeysError::Stdout)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -359,101 +339,7 @@ fn load_and_warn(path: &Path) -> Result<SecretKey, KeysError> {
     Ok(key)
 }
 
-/// A file's text and its mode, both of the same open file.
-fn read(path: &Path) -> Result<(String, u32), KeysError> {
-    let read = || {
-        let mut file = File::open(path)?;
-        let mode = file.metadata()?.mode();
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        Ok((text, mode))
-    };
-    read().map_err(|error| KeysError::Read { path: path.to_owned(), error })
-}
-
-/// Writes a file anew under another name and renames it: whoever reads it meanwhile sees one text or the other.
-fn replace(path: &Path, text: &str) -> Result<(), KeysError> {
-    let failed = |error| KeysError::Write { path: path.to_owned(), error };
-    // A symlink stays one; what it points to is replaced.
-    let path = fs::canonicalize(path).map_err(failed)?;
-    let permissions = fs::metadata(&path).map_err(failed)?.permissions();
-    let mut name = path.clone().into_os_string();
-    name.push(format!(".{}.new", std::process::id()));
-    let new = NewFile::create(name.into(), 0o600)?.write(text)?;
-    fs::set_permissions(&new.path, permissions).map_err(failed)?;
-    fs::rename(&new.path, &path).map_err(failed)?;
-    new.keep();
-    Ok(())
-}
-
-/// A file that was not there before; removed again unless it is kept.
-struct NewFile {
-    path: PathBuf,
-    file: File,
-    kept: bool,
-}
-
-impl NewFile {
-    fn create(path: PathBuf, mode: u32) -> Result<Self, KeysError> {
-        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&path) {
-            Ok(file) => Ok(Self { path, file, kept: false }),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(KeysError::Exists { path }),
-            Err(error) => Err(KeysError::Write { path, error }),
-        }
-    }
-
-    fn write(mut self, text: &str) -> Result<Self, KeysError> {
-        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_all());
-        written.map_err(|error| KeysError::Write { path: self.path.clone(), error })?;
-        Ok(self)
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if !self.kept {
-            // Nothing to be done where even this fails; the error that led here is told.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Says what went wrong, or may; there is nobody to tell where standard error is closed.
 fn complain(message: &dyn fmt::Display) {
     let _ = writeln!(io::stderr(), "harmonia: {message}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    #[test]
-    fn a_credential_is_not_warned_about() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("key");
-        fs::write(&path, SecretKey::generate("k").unwrap().to_text()).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
-        let warned =
-            |credentials: Option<&Path>| load_secret_key(&path, credentials).unwrap().warning.is_some();
-        assert!(warned(None));
-        assert!(!warned(Some(folder.path())));
-        assert!(warned(Some(&folder.path().join("other"))));
-        assert_eq!(load_secret_key(&path, None).unwrap().key.name(), "k");
-    }
-
-    #[test]
-    fn a_new_file_that_is_not_kept_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("new");
-        drop(NewFile::create(path.clone(), 0o600).unwrap().write("half").unwrap());
-        assert!(!path.exists());
-        NewFile::create(path.clone(), 0o600).unwrap().write("whole").unwrap().keep();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
-        assert!(matches!(NewFile::create(path, 0o600), Err(KeysError::Exists { .. })));
-    }
 }

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod log;
 pub mod pins;
 mod progress;
+mod reload;
 pub mod serve;
 mod service;
 mod store;
@@ -44,6 +45,7 @@ enum Command {
     Pin(pins::PinCommand),
     Unpin(pins::UnpinCommand),
     Pins(pins::PinsCommand),
+    Reload(reload::Reload),
 }
 
 /// Parses the command line and runs the command.
@@ -60,5 +62,6 @@ pub fn main() -> ExitCode {
         Some(Command::Pin(pin)) => pins::pin(&pin),
         Some(Command::Unpin(unpin)) => pins::unpin(&unpin),
         Some(Command::Pins(all)) => pins::pins(&all),
+        Some(Command::Reload(reload)) => reload::run(&reload),
     }
 }

@@ -77,16 +77,22 @@ pub enum ServeError {
 pub fn run(serve: Serve) -> ExitCode {
     let Serve { config, bind, workers, priority } = serve;
     let overrides = Overrides { bind, workers, priority };
-    let loaded = Config::load(config.as_deref(), &|name| std::env::var(name).ok())
-        .and_then(|config| config.with(&overrides));
-    match loaded {
-        Ok(config) => serve_until_signal(&config, |_| {}),
+    let load = || {
+        Config::load(config.as_deref(), &|name| std::env::var(name).ok())
+            .and_then(|config| config.with(&overrides))
+    };
+    match load() {
+        Ok(config) => serve_until_signal(&config, &load, |_| {}),
         Err(error) => failed(&error),
     }
 }
 
-/// Serves what `config` says until a signal ends it. `announce` is called when connections are taken.
-pub fn serve_until_signal(config: &Config, announce: impl FnOnce(&Server)) -> ExitCode {
+/// Reads the settings, for the first time or again.
+pub type Load<'a> = &'a dyn Fn() -> Result<Config, ConfigError>;
+
+/// Serves what `config` says until a signal ends it. `announce` is called when connections are taken, and `again` where
+/// the settings are to be read again.
+pub fn serve_until_signal(config: &Config, again: Load<'_>, announce: impl FnOnce(&Server)) -> ExitCode {
     end_on_panic();
     let log = match Log::to_standard_streams() {
         Ok(log) => log,
@@ -95,7 +101,7 @@ pub fn serve_until_signal(config: &Config, announce: impl FnOnce(&Server)) -> Ex
     match start(config) {
         Ok((server, certificates)) => {
             announce(&server);
-            attend(server, certificates.as_ref(), config)
+            attend(server, certificates.as_ref(), config, again)
         }
         Err(error) => {
             // Why it failed comes last.
@@ -119,7 +125,7 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
     }
     let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
     let plan = plan(config, certificates.as_ref())?;
-    let names: Vec<String> = plan.keys.iter().map(|key| key.public().to_string()).collect();
+    let public_keys: Vec<String> = plan.keys.iter().map(|key| key.public().to_string()).collect();
     let server = Server::start(plan)?;
     for address in server.addresses() {
         tracing::info!("listening on {}", address.url(certificates.is_some()));
@@ -131,8 +137,13 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
         config.workers,
         server.connections_per_worker(),
     );
-    for name in names {
-        tracing::info!("signing as {name}");
+    for key in &public_keys {
+        tracing::info!("signing as {key}");
+    }
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_string_lossy();
+    for line in client_lines(server.addresses(), certificates.is_some(), &host, &public_keys) {
+        tracing::info!("in a client's nix.conf: {line}");
     }
     Ok((server, certificates))
 }
@@ -169,9 +180,24 @@ pub(super) fn store_settings(config: &Config) -> Result<store::Settings, StorePa
     })
 }
 
+/// The lines by which a client uses this server. `host` is what others call this machine, where it listens at all of
+/// its addresses.
+fn client_lines(addresses: &[Address], is_encrypted: bool, host: &str, keys: &[String]) -> Vec<String> {
+    let url = addresses.iter().find_map(|address| match address {
+        Address::Tcp(at) if at.ip().is_unspecified() => {
+            Some(format!("http{}://{host}:{}", if is_encrypted { "s" } else { "" }, at.port()))
+        }
+        Address::Tcp(_) => Some(address.url(is_encrypted)),
+        Address::Unix(_) => None,
+    });
+    let substituters = url.map(|url| format!("extra-substituters = {url}"));
+    let keys = (!keys.is_empty()).then(|| format!("extra-trusted-public-keys = {}", keys.join(" ")));
+    substituters.into_iter().chain(keys).collect()
+}
+
 /// Waits for signals: SIGTERM and SIGINT end the server when what is in flight is done, SIGHUP reads the
 /// signing keys and the certificate again.
-fn attend(server: Server, certificates: Option<&Certificates>, config: &Config) -> ExitCode {
+fn attend(server: Server, certificates: Option<&Certificates>, config: &Config, again: Load<'_>) -> ExitCode {
     let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         Ok(signals) => signals,
         Err(error) => {
@@ -192,7 +218,7 @@ fn attend(server: Server, certificates: Option<&Certificates>, config: &Config) 
         match signal {
             SIGHUP => {
                 service::reloading();
-                reload(&server, config);
+                reload(&server, config, again);
                 if let Some(certificates) = certificates {
                     certificates.reload();
                 }
@@ -220,14 +246,29 @@ fn status(server: &Server, is_encrypted: bool) -> String {
     format!("listening on {}", addresses.join(", "))
 }
 
-fn reload(server: &Server, config: &Config) {
-    match load_keys(&config.sign_key_paths) {
+/// Reads the settings again, and of them takes the keys: what cannot be used changes nothing.
+fn reload(server: &Server, config: &Config, again: Load<'_>) {
+    let fresh = match again() {
+        Ok(fresh) => fresh,
+        Err(error) => {
+            tracing::error!("the signing keys stay as they were: {}", with_causes(&error));
+            return;
+        }
+    };
+    match load_keys(&fresh.sign_key_paths) {
         Ok(keys) => {
             let names: Vec<&str> = keys.iter().map(SecretKey::name).collect();
-            tracing::info!("signing with {} from now on", names.join(", "));
+            match names.is_empty() {
+                true => tracing::warn!("signing with no key from now on: sign_key_paths names none"),
+                false => tracing::info!("signing with {} from now on", names.join(", ")),
+            }
             server.replace_keys(keys);
         }
-        Err(error) => tracing::error!(%error, "the signing keys stay as they were"),
+        Err(error) => tracing::error!("the signing keys stay as they were: sign_key_paths: {error}"),
+    }
+    let (sign_key_paths, warnings) = (config.sign_key_paths.clone(), config.warnings.clone());
+    if (Config { sign_key_paths, warnings, ..fresh }) != *config {
+        tracing::warn!("other settings than sign_key_paths have changed: they take effect at the next start");
     }
 }
 
@@ -355,6 +396,23 @@ mod tests {
         }
         let status = ended.expect("the process ends");
         assert_eq!(status.signal(), Some(signal_hook::consts::SIGABRT), "{status}");
+    }
+
+    #[test]
+    fn clients_are_given_the_lines_that_lead_here() {
+        let tcp = |text: &str| Address::Tcp(text.parse().expect("an address"));
+        let lines = |addresses: &[Address], is_encrypted, keys: &[&str]| {
+            let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
+            client_lines(addresses, is_encrypted, "cache", &keys)
+        };
+        let unix = Address::Unix("/run/socket".into());
+        assert_eq!(
+            lines(&[unix.clone(), tcp("[::]:5000")], false, &["a:1", "b:2"]),
+            ["extra-substituters = http://cache:5000", "extra-trusted-public-keys = a:1 b:2"]
+        );
+        assert_eq!(lines(&[tcp("0.0.0.0:443")], true, &[]), ["extra-substituters = https://cache:443"]);
+        assert_eq!(lines(&[tcp("127.0.0.1:1")], false, &[]), ["extra-substituters = http://127.0.0.1:1"]);
+        assert_eq!(lines(&[unix], false, &["a:1"]), ["extra-trusted-public-keys = a:1"]);
     }
 
     #[test]

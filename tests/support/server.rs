@@ -221,6 +221,11 @@ impl Server {
         read_log(&self.log_file())
     }
 
+    /// The configuration file that it read.
+    pub fn settings_file(&self) -> PathBuf {
+        self.scratch.path().join("settings.toml")
+    }
+
     pub fn log_file(&self) -> PathBuf {
         self.scratch.path().join("log")
     }

@@ -104,9 +104,15 @@ impl Client {
         self.restriction.is_some() && self.settings.words("trusted-public-keys").iter().any(has)
     }
 
-    /// Whether paths must be signed by a trusted key.
-    pub fn requires_signatures(&self) -> bool {
-        self.heeded().is_on("require-sigs")
+    /// The setting by which this client takes what the cache at `url` has without a trusted key's signature.
+    pub fn takes_unsigned(&self, url: &str) -> Option<&'static str> {
+        if !self.heeded().is_on("require-sigs") {
+            return Some("require-sigs = false");
+        }
+        let substituters = self.settings.words("substituters");
+        let listed = substituters.iter().find(|listed| is_same(listed, url))?;
+        let is_trusted = matches!(parameter(listed, "trusted"), Some("1" | "true" | "yes"));
+        is_trusted.then_some("“trusted” in the substituter's URL")
     }
 
     /// The file of the authorities that are trusted, as Nix looks for it.
@@ -118,7 +124,7 @@ impl Client {
     /// What keeps this client from asking the cache at `url`, or from asking it first. `priority` is the cache's own,
     /// `others` what other substituters answered for theirs.
     pub fn listing(&self, url: &str, priority: Option<i64>, others: &[(String, i64)]) -> Vec<Finding> {
-        let mut findings = Vec::new();
+        let (_, mut findings) = self.keys();
         if !self.settings.is_on("substitute") {
             findings.push(Listing::SubstituteOff.into());
         }
@@ -239,8 +245,12 @@ fn host(url: &str) -> String {
 
 /// The priority that a substituter's URL sets.
 fn set_priority(url: &str) -> Option<i64> {
+    parameter(url, "priority")?.parse().ok()
+}
+
+fn parameter<'a>(url: &'a str, name: &str) -> Option<&'a str> {
     let (_, parameters) = url.split_once('?')?;
-    parameters.split('&').find_map(|parameter| parameter.strip_prefix("priority="))?.parse().ok()
+    parameters.split('&').find_map(|parameter| parameter.strip_prefix(name)?.strip_prefix('='))
 }
 
 #[cfg(test)]
@@ -270,8 +280,9 @@ mod tests {
             other.listing("http://Cache.example", Some(30), &[]),
             [Listing::NotListed { alike: Some("https://cache.example/".into()) }.into()]
         );
-        let own =
-            "extra-substituters = http://cache.example:5000/?priority=10\nextra-trusted-public-keys = k-1:a";
+        // cache.nixos.org's, under another name.
+        let key = "k-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        let own = &*format!("extra-substituters = {url}/?priority=10\nextra-trusted-public-keys = {key}");
         assert_eq!(client(own, None).listing(url, Some(50), &[]), []);
         let refused = client(own, Some(""));
         assert_eq!(
@@ -282,16 +293,14 @@ mod tests {
         let names =
             |client: &Client| client.keys().0.iter().map(|key| key.name().to_owned()).collect::<Vec<_>>();
         assert_eq!(names(&refused), ["cache.nixos.org-1"]);
-        assert_eq!(
-            client(own, None).keys().1,
-            [Listing::BadTrustedKey {
-                name: "k-1".into(),
-                reason: "what follows “k-1:” is not base64".into(),
-            }
-            .into()]
-        );
+        let broken = client(&format!("{own} broken:key"), None).listing(url, Some(30), &[]);
+        let reason = "what follows “broken:” is not base64".into();
+        assert_eq!(broken, [Listing::BadTrustedKey { name: "broken".into(), reason }.into()]);
         let allowed = client(own, Some("trusted-substituters = http://cache.example:5000"));
         assert_eq!(allowed.listing(url, Some(30), &[]), []);
+        assert_eq!(client(own, None).takes_unsigned(url), None);
+        let careless = client("substituters = http://cache.example:5000?trusted=1", None);
+        assert!(careless.takes_unsigned(url).is_some() && careless.takes_unsigned("http://b").is_none());
         let off = client(&format!("{own}\nsubstitute = false"), None);
         assert_eq!(off.listing(url, Some(30), &[]), [Listing::SubstituteOff.into()]);
     }

@@ -311,11 +311,9 @@ impl Trust {
                  what the server says: ask the server itself"
                     .into()
             }
-            Self::KeyNotInUse { .. } => {
-                "systemctl reload harmonia, or send the server SIGHUP; its log says why a key \
+            Self::KeyNotInUse { .. } => "harmonia reload, or send the server SIGHUP; its log says why a key \
                  cannot be used"
-                    .into()
-            }
+                .into(),
             Self::BadNarInfo { .. } => {
                 "clients stop at it: ask the server itself, past all proxies; is it of a program \
                  that is up to date?"

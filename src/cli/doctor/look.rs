@@ -1,5 +1,6 @@
 //! One look at a cache: what is asked of it, in which order, and what comes of it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -127,8 +128,7 @@ pub fn examine(
         Ok(found) => found,
         Err(finding) => return look.findings.push(finding),
     };
-    let shown = shown_keys(cache);
-    look_at_keys(&dir, &found, side, &shown, look);
+    look_at_keys(cache, &dir, &found, side, look);
     if let Some((path, narinfo)) = best(&found) {
         download::try_nar(cache, path, narinfo, longest, look);
     }
@@ -221,10 +221,11 @@ fn best(found: &Found) -> Option<&(String, ParsedNarInfo)> {
     fitting.or_else(|| found.iter().min_by_key(size))
 }
 
-fn look_at_keys(dir: &StoreDir, found: &Found, side: &Side<'_>, shown: &[PublicKey], look: &mut Look) {
+fn look_at_keys(cache: &Cache, dir: &StoreDir, found: &Found, side: &Side<'_>, look: &mut Look) {
     if found.is_empty() {
         return;
     }
+    let shown = &shown_keys(cache);
     match side {
         Side::Server { keys, .. } => look_at_own_keys(dir, found, keys, look),
         Side::Client(None) => {
@@ -236,41 +237,51 @@ fn look_at_keys(dir: &StoreDir, found: &Found, side: &Side<'_>, shown: &[PublicK
                 if keys.is_empty() { "the key that signs".to_owned() } else { keys.join(" or ") }
             ));
         }
-        Side::Client(Some(client)) if !client.requires_signatures() => {
-            look.unseen
-                .push("this client takes whatever comes, signed or not: require-sigs = false".to_owned());
-        }
-        Side::Client(Some(client)) => {
-            let (trusted, broken) = client.keys();
-            look.findings.extend(broken);
-            let verdict = |(path, narinfo): &(String, ParsedNarInfo)| {
-                (path.clone(), trust::judge(narinfo, dir, &trusted, shown))
-            };
-            let verdicts: Vec<(String, Verdict)> = found.iter().map(verdict).collect();
-            let mut names: Vec<String> = verdicts
-                .iter()
-                .filter_map(|(_, verdict)| match verdict {
-                    Verdict::Trusted(name) => Some(name.clone()),
-                    _ => None,
-                })
-                .collect();
-            names.sort_unstable();
-            names.dedup();
-            let refused = trust::sum_up(verdicts);
-            if refused.is_empty() && !names.is_empty() {
-                look.seen.push(format!(
-                    "what it serves is signed by {}, which this client trusts",
-                    names.join(", ")
-                ));
-            } else if refused.is_empty() {
-                look.unseen.push(
-                    "no signature could be checked: what was looked at is content-addressed and needs none"
-                        .to_owned(),
-                );
+        Side::Client(Some(client)) => match client.takes_unsigned(&cache.url) {
+            None => look_at_trust(dir, found, client, shown, look),
+            Some(setting) => {
+                look.unseen.push(format!("this client takes whatever comes, signed or not: {setting}"));
             }
-            look.findings.extend(refused.into_iter().map(|trust| heeded(trust, client).into()));
-        }
+        },
     }
+}
+
+/// Whether the client takes what was found.
+fn look_at_trust(dir: &StoreDir, found: &Found, client: &Client, shown: &[PublicKey], look: &mut Look) {
+    let (trusted, _) = client.keys();
+    let verdict = |(path, narinfo): &(String, ParsedNarInfo)| {
+        (path.clone(), trust::judge(narinfo, dir, &trusted, shown))
+    };
+    let verdicts: Vec<(String, Verdict)> = found.iter().map(verdict).collect();
+    let name = |(_, verdict): &(String, Verdict)| match verdict {
+        Verdict::Trusted(name) => Some(name.clone()),
+        _ => None,
+    };
+    let names: BTreeSet<String> = verdicts.iter().filter_map(name).collect();
+    let names = names.into_iter().collect::<Vec<_>>().join(", ");
+    let refused = trust::sum_up(verdicts);
+    match (refused.is_empty(), names.is_empty()) {
+        (true, false) => {
+            look.seen.push(format!("what it serves is signed by {names}, which this client trusts"));
+            let further = |key: &&PublicKey| !trusted.contains(key) && signs(dir, found, key);
+            look.seen.extend(shown.iter().filter(further).map(|key| {
+                format!(
+                    "it signs with a further key, which this client does not trust and must before the other goes: {key}"
+                )
+            }));
+        }
+        (true, true) => look.unseen.push(
+            "no signature could be checked: what was looked at is content-addressed and needs none"
+                .to_owned(),
+        ),
+        (false, _) => {}
+    }
+    look.findings.extend(refused.into_iter().map(|trust| heeded(trust, client).into()));
+}
+
+/// Whether the key has signed all that was found.
+fn signs(dir: &StoreDir, found: &Found, key: &PublicKey) -> bool {
+    found.iter().all(|(_, narinfo)| narinfo.verified_by(dir, std::slice::from_ref(key)).is_some())
 }
 
 /// Says whether the key is there and ignored.
@@ -288,9 +299,7 @@ fn heeded(trust: Trust, client: &Client) -> Trust {
 /// Whether the running server signs with every key that its settings name.
 fn look_at_own_keys(dir: &StoreDir, found: &Found, keys: &[PublicKey], look: &mut Look) {
     for key in keys {
-        let signs =
-            found.iter().all(|(_, narinfo)| narinfo.verified_by(dir, std::slice::from_ref(key)).is_some());
-        match signs {
+        match signs(dir, found, key) {
             true => look.seen.push(format!("it signs with {key}")),
             false => look.findings.push(Trust::KeyNotInUse { key: key.to_string() }.into()),
         }
