@@ -212,3 +212,40 @@ fn every_file_parses() {
     }
     assert!(fail(&mut nix(&scratch, "1 +")).contains("syntax error"), "the witness can fail");
 }
+
+/// The `[Service]` part of Debian's unit and of NixOS's are one, but for what differs between the two systems.
+#[test]
+fn debians_unit_is_as_hardened_as_that_of_nixos() {
+    let set = "{ services.harmonia = { enable = true; signKeyPath = \"/run/keys/a\"; }; }";
+    let config = evaluate("nixos.nix", set, "config");
+    let service = config["systemd"]["services"]["harmonia"]["serviceConfig"].as_object().expect("a set");
+    let mut expected: Vec<(String, String)> = Vec::new();
+    for (key, value) in service {
+        let lines = match value {
+            // Each its own line, but for a list of words.
+            Value::Array(values) if key == "RestrictAddressFamilies" => {
+                vec![values.iter().map(|value| value.as_str().expect("a word")).collect::<Vec<_>>().join(" ")]
+            }
+            Value::Array(values) => {
+                values.iter().map(|value| value.as_str().expect("a text").to_owned()).collect()
+            }
+            Value::String(text) => vec![text.clone()],
+            value => vec![value.to_string()],
+        };
+        expected.extend(lines.into_iter().map(|line| (key.clone(), line)));
+    }
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/debian/harmonia.service");
+    let unit = std::fs::read_to_string(unit).expect("it is there");
+    let (_, part) = unit.split_once("[Service]\n").expect("it has that part");
+    let (part, _) = part.split_once("\n[").expect("another follows");
+    let lines = part.lines().filter_map(|line| line.split_once('='));
+    let mut found: Vec<(String, String)> =
+        lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    // Keys come as credentials there and from the settings here; a reload is systemd's own there, from 253 on.
+    let differs = ["Type", "ExecStart", "ExecReload", "Environment", "LoadCredential"];
+    for side in [&mut expected, &mut found] {
+        side.retain(|(key, _)| !differs.contains(&key.as_str()));
+        side.sort();
+    }
+    assert_eq!(found, expected);
+}
