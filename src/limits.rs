@@ -265,6 +265,36 @@ pub const DEBUG_ROWS: i64 = 10_000;
 /// some time after the build.
 pub const DEBUG_REFRESH: Duration = Duration::from_secs(5);
 
+// What people look at.
+
+/// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are
+/// answered within some ten seconds; whoever comes then is asked to come again.
+pub const BROWSE_QUEUE: usize = 16;
+
+/// The longest text that can be looked for, in bytes: the longest store path, and room to spare.
+pub const SEARCH_BYTES: usize = 512;
+
+/// How many paths one page of a search shows.
+pub const SEARCH_PAGE: usize = 50;
+
+/// How many references a path's page shows. The largest profiles have some thousand.
+pub const REFERENCES: usize = 4_000;
+
+/// How many referrers a path's page shows: everything refers to a libc, and nobody reads on.
+pub const REFERRERS: usize = 200;
+
+/// How many paths of a closure are counted, at some microseconds each. A large system has 10,000.
+pub const CLOSURE_PATHS: usize = 100_000;
+
+/// How old the size of the store may be that the landing page tells, when the store changes all the time.
+pub const TOTAL_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often counters are read for what the landing page tells of the last minute.
+pub const RATE_PAUSE: Duration = Duration::from_secs(5);
+
+/// See [`RATE_PAUSE`]: how many readings make a minute.
+pub const RATE_READINGS: usize = 12;
+
 // Mailboxes.
 
 /// Beyond one question a connection: messages that no connection waits on (refreshes, reloads, drains).

@@ -16,4 +16,4 @@ pub use range::RangeOutcome;
 pub use request::{Body, Method, Parsed, Request, RequestError, Version, parse};
 pub use response::Head;
 pub use status::Status;
-pub use target::{Target, TargetError, decode_segment, encode_segment, is_dot_segment};
+pub use target::{Target, TargetError, decode_field, decode_segment, encode_segment, is_dot_segment};

@@ -51,6 +51,13 @@ impl Answers {
         &self.0[(route.place() * Method::ALL.len() + method.place()) * STATUSES + status]
     }
 
+    /// How many there were in all.
+    pub(super) fn count(&self) -> u64 {
+        let mut times = Times::default();
+        self.0.iter().for_each(|histogram| histogram.add_to(&mut times));
+        times.count()
+    }
+
     pub(super) fn add_to(&self, route: Route, method: Method, status: usize, times: &mut Times) {
         self.at(route, method, status).add_to(times);
     }

@@ -118,6 +118,8 @@ impl<'s> Run<'s> {
                 cache: mailbox::bounded(1, None).0,
                 roots,
                 keep: None,
+                // No client here is a person.
+                browse: mailbox::bounded(1, None).0,
                 files,
                 real_store: shop.settings.real_store.as_path().into(),
             },

@@ -26,6 +26,7 @@ use crate::io::socket::Socket;
 use crate::io::tls::Tls;
 use crate::mailbox::{self, Outlet, Receiver, Sender, Ticket};
 use crate::metrics::{Actor, Metrics};
+use crate::store::browse::Browser;
 use crate::store::debuginfo::{Catalogue, Watcher};
 use crate::store::files::Files;
 use crate::store::keep::{self, Keeper};
@@ -147,6 +148,7 @@ impl Server {
         let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
         let (roots, roots_inbox) = mailbox::bounded(questions, None);
         let (keep, keep_inbox) = mailbox::bounded(limits::KEEP_QUEUE, None);
+        let (browse, browse_inbox) = mailbox::bounded(limits::BROWSE_QUEUE, None);
         let (files, files_inbox) = mailbox::bounded(questions, None);
         let listener_poll = Poll::new()?;
         let (listener, listener_inbox) = mailbox::bounded(limits::MAILBOX_SPARE, Some(listener_poll.wake()));
@@ -157,6 +159,7 @@ impl Server {
         watch(&mut metrics, Actor::Cache, &cache_inbox);
         watch(&mut metrics, Actor::Roots, &roots_inbox);
         watch(&mut metrics, Actor::Keep, &keep_inbox);
+        watch(&mut metrics, Actor::Browse, &browse_inbox);
         watch(&mut metrics, Actor::Files, &files_inbox);
         watch(&mut metrics, Actor::Listener, &listener_inbox);
         inboxes.iter().for_each(|inbox| watch(&mut metrics, Actor::Worker, inbox));
@@ -166,6 +169,7 @@ impl Server {
         let mut actors = start_nars(&metrics, &nar_inbox, &workers)?;
         actors.push(start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
+        actors.push(start_browse(settings, &metrics, browse_inbox, &workers)?);
         actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
         let (life, lives) = mailbox::bounded(1, None);
         let kept = plan.cache.as_ref().and_then(open_cache);
@@ -187,6 +191,7 @@ impl Server {
             cache,
             roots,
             keep: plan.keep.1.is_some().then_some(keep),
+            browse,
             files,
             real_store: settings.real_store.as_path().into(),
         };
@@ -440,6 +445,17 @@ fn start_keep(
             spawn("keep", move || keeper.run(&inbox))
         }
     }
+}
+
+fn start_browse(
+    settings: &store::Settings,
+    metrics: &Arc<Metrics>,
+    inbox: Receiver<store::browse::Request>,
+    workers: &Workers,
+) -> io::Result<JoinHandle<()>> {
+    let outlet = outlet(workers, worker::Message::Browse);
+    let browser = Browser::new(settings, Arc::clone(metrics));
+    spawn("browse", move || browser.run(&inbox, &outlet))
 }
 
 fn start_files(

@@ -30,7 +30,7 @@ use crate::metrics::{Closed, WorkerMetrics};
 use crate::nar::{Fetcher, Segment, actor as nar};
 use crate::store::served::Served;
 use crate::store::view::{Look, View};
-use crate::store::{actor as store, files, roots};
+use crate::store::{actor as store, browse, files, roots};
 
 /// A connection with its socket.
 pub(super) struct Seat<S> {
@@ -274,6 +274,8 @@ impl<I: Io> Worker<I> {
                 }
             },
             Message::Files(ticket, answer) => self.resume(ticket, Arrival::Files(answer)),
+            Message::Browse(ticket, browse::Answer::Unavailable) => self.resume(ticket, Arrival::Unavailable),
+            Message::Browse(ticket, answer) => self.resume(ticket, Arrival::Browse(answer)),
         }
     }
 
