@@ -23,6 +23,13 @@ pub const BODY_DISCARD_MAX: u64 = 64 * 1024;
 /// send much that counts as nothing.
 pub const CHUNK_EXTENSION_MAX: u32 = 256;
 
+/// The longest line of the PROXY protocol's version 1, its end included; from its specification.
+pub const PROXY_LINE_MAX: usize = 107;
+
+/// The longest header of its version 2, in bytes. Addresses take 232 at most; what proxies add about TLS and the like is
+/// some hundred more.
+pub const PROXY_HEADER_MAX: usize = 1024;
+
 // A request line with the longest target leaves at least half of the head to the headers.
 const _: () = assert!(TARGET_MAX <= HEAD_MAX / 2);
 
@@ -133,6 +140,13 @@ const _: () = assert!(READ_BYTES as u64 <= LINGER_BYTES);
 /// Lines that wait to be written, at some 200 bytes each: a burst, until the reader of the log goes on. What comes
 /// beyond is lost, since nobody who has something to say may wait for that reader.
 pub const LOG_LINES: usize = 4096;
+
+/// Requests that wait to be logged, at some 200 bytes each: a tenth of a second of what small answers a machine can give.
+/// What comes beyond is lost, and counted.
+pub const RECORDS: usize = 16_384;
+
+/// The longest user agent that is logged, in bytes; of a longer one the beginning.
+pub const AGENT_MAX: usize = 256;
 
 /// How long the end of the process waits for the log's last lines to be read.
 pub const LOG_END_TIME: Duration = Duration::from_secs(1);

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod keys;
 pub mod log;
 pub mod pins;
+mod requests;
 pub mod serve;
 mod service;
 

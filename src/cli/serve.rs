@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 use super::certificates::Certificates;
 use super::keys::{KeysError, LoadedKey, load_secret_key};
 use super::log::Log;
+use super::requests::Requests;
 use super::service;
 use crate::cache::encode::{Encoding, Format};
 use crate::causes::with_causes;
@@ -25,6 +26,7 @@ use crate::io::listen::Address;
 use crate::io::tls::TlsError;
 use crate::limits;
 use crate::server::compressed::Cold;
+use crate::server::journal::{Journal, Trust};
 use crate::server::start::{CompressionPlan, Plan, Server, StartError};
 use crate::store;
 
@@ -92,7 +94,12 @@ pub fn serve_until_signal(config: &Config, announce: impl FnOnce(&Server)) -> Ex
         Ok(log) => log,
         Err(error) => return failed(&StartError::System(error)),
     };
-    match start(config) {
+    // Written to its end after the server has ended.
+    let (journal, _requests) = match config.request_log.map(Requests::begin).transpose() {
+        Ok(log) => log.unzip(),
+        Err(error) => return failed(&StartError::System(error)),
+    };
+    match start(config, journal) {
         Ok((server, certificates)) => {
             announce(&server);
             attend(server, certificates.as_ref(), config)
@@ -105,7 +112,7 @@ pub fn serve_until_signal(config: &Config, announce: impl FnOnce(&Server)) -> Ex
     }
 }
 
-fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> {
+fn start(config: &Config, journal: Option<Journal>) -> Result<(Server, Option<Certificates>), ServeError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -131,6 +138,8 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
         cache: config.cache.clone().map(|cache| (cache.dir, cache.max_size)),
         compression: compression(&config.compression),
         keys,
+        journal,
+        trust: Trust { proxies: config.trusted_proxies.as_slice().into(), by_header: config.proxy_protocol },
     };
     let server = Server::start(plan)?;
     for address in server.addresses() {

@@ -4,6 +4,8 @@
 
 pub mod body;
 pub mod date;
+pub mod forwarded;
+pub mod proxy;
 pub mod range;
 pub mod request;
 pub mod response;

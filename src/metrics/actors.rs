@@ -75,6 +75,7 @@ pub struct WorkerMetrics {
     pub(super) narinfo_hits: Counter,
     pub(super) narinfo_misses: Counter,
     pub(super) aborts: Family<NarAbort>,
+    pub(super) unlogged: Counter,
 }
 
 impl WorkerMetrics {
@@ -107,6 +108,11 @@ impl WorkerMetrics {
     /// A narinfo was asked for that is not there.
     pub fn narinfo_miss(&self) {
         self.narinfo_misses.add(1);
+    }
+
+    /// A request was not logged, since nobody read the log fast enough.
+    pub fn unlogged(&self) {
+        self.unlogged.add(1);
     }
 
     /// An answer broke off.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use self::shop::{Asked, Shop, Wish, answer, check, request};
 use super::Site;
 use super::compressed::Cold;
+use super::journal::Trust;
 use super::listener;
 use super::load::Load;
 use super::rooms::Rooms;
@@ -103,6 +104,8 @@ impl<'s> Run<'s> {
             tls: None,
             compression,
             keys: Arc::clone(&keys),
+            journal: None,
+            trust: Trust::default(),
         };
         let load = Arc::new(Load::new(CAPACITY, net.now()));
         let parts = Parts {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Site;
 use super::compressed::{Cold, Compression};
+use super::journal::{Journal, Trust};
 use super::listener::{self, Acceptor, Peer};
 use super::load::Load;
 use super::rooms::Rooms;
@@ -36,7 +37,6 @@ use crate::store::{self, StoreError, actor as store_actor};
 use crate::{limits, nar};
 
 /// What a server is made of; validated values, nothing open.
-#[derive(Debug)]
 pub struct Plan {
     /// Where the store is.
     pub store: store::Settings,
@@ -58,6 +58,10 @@ pub struct Plan {
     pub compression: CompressionPlan,
     /// Every key signs.
     pub keys: Arc<[SecretKey]>,
+    /// Where answered requests are told, if anywhere.
+    pub journal: Option<Journal>,
+    /// Whose word is taken for where a connection comes from.
+    pub trust: Trust,
 }
 
 /// How NARs are to be compressed.

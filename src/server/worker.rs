@@ -42,6 +42,8 @@ pub(super) struct Seat<S> {
     pub(super) writable: bool,
     /// The peer has closed or reset: read on until that shows, no new event will come.
     pub(super) hung_up: bool,
+    /// A trusted proxy has yet to say whom the connection is for.
+    pub(super) preamble: bool,
 }
 
 /// Where this worker stands with the store.
@@ -84,7 +86,7 @@ pub struct Worker<I: Io> {
     pub(super) to_read: Vec<usize>,
     pub(super) to_send: Vec<usize>,
     events: Vec<Event>,
-    buffer: Box<[u8]>,
+    pub(super) buffer: Box<[u8]>,
     pub(super) head: Vec<u8>,
     pub(super) fetcher: Fetcher,
     pub(super) date: DateCache,
@@ -292,27 +294,6 @@ impl<I: Io> Worker<I> {
         }
     }
 
-    fn welcome(&mut self, socket: I::Socket) {
-        let connection = Connection::new(self.io.now());
-        let seat = Seat { socket, connection, readable: true, writable: true, hung_up: false };
-        let key = self.seats.insert(seat);
-        self.metrics.connections(self.seats.len());
-        self.seats.become_idle(key);
-        let watched = match self.seats.get(key) {
-            Some(seat) => self.io.watch(&seat.socket, key),
-            None => Ok(()),
-        };
-        match watched {
-            // The listener handed it over before it heard of the end; without a request it would be waited for.
-            Ok(()) if self.drain.is_some() => self.evict(key, Closed::Drain),
-            Ok(()) => self.to_read.push(key),
-            Err(error) => {
-                self.faults.tell(self.io.now(), "cannot watch a connection", &error);
-                self.close(key, Closed::Failed);
-            }
-        }
-    }
-
     /// The store has read what is new, or could not.
     fn refreshed(&mut self, ticket: Ticket, snapshot: Option<Arc<crate::store::index::Snapshot>>) {
         let Freshness::Asked { serial, waiting, .. } = &mut self.freshness else { return };
@@ -414,6 +395,13 @@ impl<I: Io> Worker<I> {
         let now = self.io.now();
         let Some(seat) = self.seats.get_mut(key) else { return };
         if !seat.connection.is_unanswering() {
+            return;
+        }
+        if seat.preamble {
+            // What comes after it may be here already.
+            if self.take_preamble(key) {
+                self.read(key);
+            }
             return;
         }
         let mut fresh = 0;

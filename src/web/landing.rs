@@ -48,6 +48,7 @@ pub fn landing(page: &Landing<'_>) -> String {
         }
         (search_form("./", "", &html! {}))
         (facts(page))
+        @if page.activity.is_some() { p.soft { "Requests and bytes a second are those of the last minute." } }
         h2 { "Use it" }
         (instructions(page))
         h2 { "More" }
@@ -66,11 +67,11 @@ fn facts(page: &Landing<'_>) -> Markup {
             @if let Some(size) = page.nar_bytes { div { dt { "Size as NARs" } dd { (bytes(size)) } } }
             @if let Some(activity) = &page.activity {
                 div {
-                    dt { "Requests in the last minute" }
+                    dt { "Requests" }
                     dd { (rate(activity.requests_a_second)) "/s " small { (grouped(activity.requests)) " since the start" } }
                 }
                 div {
-                    dt { "Sent in the last minute" }
+                    dt { "Sent" }
                     dd { (bytes(activity.bytes_a_second as u64)) "/s " small { (bytes(activity.bytes)) " since the start" } }
                 }
                 div { dt { "Connections" } dd { (grouped(activity.connections)) } }

@@ -25,7 +25,7 @@ pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 /// The value of Content-Security-Policy for the pages: the style, by the hash of its text, a form that asks this very
 /// server, and nothing else. A test computes the hash again.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-0Jv7GSxkpr/dG6CSRwDfFnXWxJx8nw7ta1BNLuthMmw='; base-uri 'none'; \
+    style-src 'sha256-YGdr3qLj3kvzmLIC+3BeyzyccZ10VC+zsez9PlZooYo='; base-uri 'none'; \
     form-action 'self'; frame-ancestors 'none'";
 
 /// System fonts; light or dark as the reader's system is.
