@@ -5,6 +5,7 @@
 
 mod file;
 mod nearest;
+mod network;
 
 use std::fmt;
 use std::io;
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::limits::WORKERS_MAX;
 use file::Settings;
+pub use network::{Network, Trusted};
 
 /// `compression_level` where nothing sets it. For zstd, frames of 4 MiB are 5 % smaller at this level than a NAR in
 /// one piece at Nix's, and take a core 9 s a gigabyte.
@@ -61,6 +63,12 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// How NARs are offered.
     pub compression: Compression,
+    /// How answered requests are logged, if they are.
+    pub request_log: Option<RequestLog>,
+    /// Proxies whose word is taken for where a request comes from, in the log.
+    pub trusted_proxies: Vec<Trusted>,
+    /// Whether those begin each connection with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
     /// The files of the secret keys that sign; each once.
     pub sign_key_paths: Vec<PathBuf>,
     /// The file that was read.
@@ -130,6 +138,24 @@ pub enum Cold {
     Stream,
     /// As it is, and compressed behind for whoever comes next.
     Identity,
+}
+
+/// How answered requests are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLog {
+    /// The form of a line.
+    pub form: LineForm,
+    /// Whether a line has the client's user agent.
+    pub agents: bool,
+}
+
+/// The form of a line about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineForm {
+    /// Words.
+    Text,
+    /// A JSON object.
+    Json,
 }
 
 /// What the command line says beside the file; it wins.
@@ -327,6 +353,9 @@ impl Config {
             quarantine,
             tls,
             compression: settings.compression,
+            request_log: settings.request_log,
+            trusted_proxies: settings.trusted_proxies,
+            proxy_protocol: settings.proxy_protocol,
             sign_key_paths,
             source,
             warnings,
@@ -563,6 +592,26 @@ mod tests {
         // A database outside any `db` folder is a copy: state stays with the store.
         let config = read("nix_db_path = '/backup/copy.sqlite'");
         assert_eq!(config.state_dir, Path::new("/nix/var/nix"));
+    }
+
+    #[test]
+    fn requests_are_logged_and_proxies_trusted_only_when_asked() {
+        let config = read("");
+        assert_eq!(
+            (config.request_log, config.trusted_proxies, config.proxy_protocol),
+            (None, Vec::new(), false)
+        );
+        let config = read(
+            "request_log = 'json'\nrequest_log_agent = true\nproxy_protocol = true\n\
+             trusted_proxies = ['127.0.0.1', '10.0.0.0/8', 'unix']",
+        );
+        assert_eq!(config.request_log, Some(RequestLog { form: LineForm::Json, agents: true }));
+        assert_eq!((config.trusted_proxies.len(), config.trusted_proxies[2]), (3, Trusted::Unix));
+        assert!(config.proxy_protocol && config.warnings.len() == 1, "{:?}", config.warnings);
+        assert_eq!(read("request_log = 'none'\nrequest_log_agent = true").request_log, None);
+        assert!(read("proxy_protocol = true").warnings.iter().any(|told| told.contains("trusted_proxies")));
+        let told = refusal("request_log = 'text'\ntrusted_proxies = ['10.0.0.0/8', '10.0.0.1/8']");
+        assert!(told.contains("line 2: `trusted_proxies` must be") && told.contains("10.0.0.1/8"), "{told}");
     }
 
     #[test]

@@ -30,6 +30,13 @@ pub const BODY_DISCARD_MAX: u64 = 64 * 1024;
 /// send much that counts as nothing.
 pub const CHUNK_EXTENSION_MAX: u32 = 256;
 
+/// The longest line of the PROXY protocol's version 1, its end included; from its specification.
+pub const PROXY_LINE_MAX: usize = 107;
+
+/// The longest header of its version 2, in bytes. Addresses take 232 at most; what proxies add about TLS and the like is
+/// some hundred more.
+pub const PROXY_HEADER_MAX: usize = 1024;
+
 // A request line with the longest target leaves at least half of the head to the headers.
 const _: () = assert!(TARGET_MAX <= HEAD_MAX / 2);
 
@@ -140,6 +147,13 @@ const _: () = assert!(READ_BYTES as u64 <= LINGER_BYTES);
 /// Lines that wait to be written, at some 200 bytes each: a burst, until the reader of the log goes on. What comes
 /// beyond is lost, since nobody who has something to say may wait for that reader.
 pub const LOG_LINES: usize = 4096;
+
+/// Requests that wait to be logged, at some 200 bytes each: a tenth of a second of what small answers a machine can give.
+/// What comes beyond is lost, and counted.
+pub const RECORDS: usize = 16_384;
+
+/// The longest user agent that is logged, in bytes; of a longer one the beginning.
+pub const AGENT_MAX: usize = 256;
 
 /// How long the end of the process waits for the log's last lines to be read.
 pub const LOG_END_TIME: Duration = Duration::from_secs(1);
@@ -271,6 +285,36 @@ pub const DEBUG_ROWS: i64 = 10_000;
 /// How often the store is looked at for new debug symbols. They are asked for by a person with a debugger,
 /// some time after the build.
 pub const DEBUG_REFRESH: Duration = Duration::from_secs(5);
+
+// What people look at.
+
+/// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are
+/// answered within some ten seconds; whoever comes then is asked to come again.
+pub const BROWSE_QUEUE: usize = 16;
+
+/// The longest text that can be looked for, in bytes: the longest store path, and room to spare.
+pub const SEARCH_BYTES: usize = 512;
+
+/// How many paths one page of a search shows.
+pub const SEARCH_PAGE: usize = 50;
+
+/// How many references a path's page shows. The largest profiles have some thousand.
+pub const REFERENCES: usize = 4_000;
+
+/// How many referrers a path's page shows: everything refers to a libc, and nobody reads on.
+pub const REFERRERS: usize = 200;
+
+/// How many paths of a closure are counted, at some microseconds each. A large system has 10,000.
+pub const CLOSURE_PATHS: usize = 100_000;
+
+/// How old the size of the store may be that the landing page tells, when the store changes all the time.
+pub const TOTAL_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often counters are read for what the landing page tells of the last minute.
+pub const RATE_PAUSE: Duration = Duration::from_secs(5);
+
+/// See [`RATE_PAUSE`]: how many readings make a minute.
+pub const RATE_READINGS: usize = 12;
 
 // Mailboxes.
 

@@ -404,7 +404,7 @@ fn every_parser_has_its_fuzz_target() {
     for target in &targets {
         assert!(manifest.contains(&format!("name = \"{target}\"")), "fuzz/Cargo.toml does not name {target}");
     }
-    let wanted = ["request_head", "range", "narinfo", "nar", "store_path", "key", "database_row"];
+    let wanted = ["request_head", "range", "narinfo", "nar", "store_path", "key", "database_row", "proxy"];
     let missing = wanted.iter().filter(|name| !targets.contains(**name));
     must_be_empty("no fuzz target", missing.map(|name| (*name).to_owned()).collect());
 }

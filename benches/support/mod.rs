@@ -18,6 +18,7 @@ use harmonia::server::Site;
 use harmonia::server::compressed::{Cold, Compression, Memory};
 use harmonia::server::exchange::Exchange;
 use harmonia::server::faults::Faults;
+use harmonia::server::journal::Trust;
 use harmonia::server::resolve::{self, Arrival, Desk, Step};
 use harmonia::store::actor::{Answer, Request as Question, Store};
 use harmonia::store::add::{Output, Writer};
@@ -75,6 +76,8 @@ impl Warm {
                     compressor: Compressor::new(None, None, metrics.compress()),
                 },
                 metrics: Arc::clone(&metrics),
+                journal: None,
+                trust: Trust::default(),
             },
             metrics: Arc::clone(&metrics.workers()[0]),
             heads: HeadReader::default(),

@@ -11,6 +11,7 @@ pub mod log;
 pub mod pins;
 mod progress;
 mod reload;
+mod requests;
 pub mod serve;
 mod service;
 mod store;

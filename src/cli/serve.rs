@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 use super::certificates::Certificates;
 use super::keys::{KeysError, LoadedKey, load_secret_key};
 use super::log::Log;
+use super::requests::Requests;
 use super::service;
 use crate::cache::encode::{Encoding, Format};
 use crate::causes::with_causes;
@@ -25,6 +26,7 @@ use crate::io::listen::Address;
 use crate::io::tls::TlsError;
 use crate::limits;
 use crate::server::compressed::Cold;
+use crate::server::journal::{Journal, Trust};
 use crate::server::start::{CompressionPlan, Plan, Server, StartError};
 use crate::store;
 
@@ -98,7 +100,12 @@ pub fn serve_until_signal(config: &Config, again: Load<'_>, announce: impl FnOnc
         Ok(log) => log,
         Err(error) => return failed(&StartError::System(error)),
     };
-    match start(config) {
+    // Written to its end after the server has ended.
+    let (journal, _requests) = match config.request_log.map(Requests::begin).transpose() {
+        Ok(log) => log.unzip(),
+        Err(error) => return failed(&StartError::System(error)),
+    };
+    match start(config, journal) {
         Ok((server, certificates)) => {
             announce(&server);
             attend(server, certificates.as_ref(), config, again)
@@ -111,7 +118,7 @@ pub fn serve_until_signal(config: &Config, again: Load<'_>, announce: impl FnOnc
     }
 }
 
-fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> {
+fn start(config: &Config, journal: Option<Journal>) -> Result<(Server, Option<Certificates>), ServeError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -124,7 +131,7 @@ fn start(config: &Config) -> Result<(Server, Option<Certificates>), ServeError> 
         );
     }
     let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
-    let plan = plan(config, certificates.as_ref())?;
+    let plan = Plan { journal, ..plan(config, certificates.as_ref())? };
     let public_keys: Vec<String> = plan.keys.iter().map(|key| key.public().to_string()).collect();
     let server = Server::start(plan)?;
     for address in server.addresses() {
@@ -162,6 +169,8 @@ pub(super) fn plan(config: &Config, certificates: Option<&Certificates>) -> Resu
         quarantine: config.quarantine.clone(),
         compression: compression(&config.compression),
         keys: load_keys(&config.sign_key_paths)?,
+        journal: None,
+        trust: Trust { proxies: config.trusted_proxies.as_slice().into(), by_header: config.proxy_protocol },
     })
 }
 

@@ -7,11 +7,14 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
-use super::{COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, Place, TlsFiles, absolute};
+use super::{
+    COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, LineForm, Network, Place, RequestLog,
+    TlsFiles, Trusted, absolute,
+};
 use crate::limits::{KEEP_DAYS_MAX, WORKERS_MAX};
 
 /// Every key, in the order of the documentation.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 27] = [
     "bind",
     "workers",
     "max_connection_rate",
@@ -35,6 +38,10 @@ const KEYS: [&str; 23] = [
     "compression_threads",
     "compression_cold",
     "zstd",
+    "request_log",
+    "request_log_agent",
+    "trusted_proxies",
+    "proxy_protocol",
 ];
 
 /// The keys of `[zstd]`.
@@ -60,6 +67,9 @@ pub(super) struct Settings {
     pub(super) cache_max_size: u64,
     pub(super) compression: Compression,
     pub(super) sign_key_paths: Vec<PathBuf>,
+    pub(super) request_log: Option<RequestLog>,
+    pub(super) trusted_proxies: Vec<Trusted>,
+    pub(super) proxy_protocol: bool,
     tls_cert: Option<(String, Place)>,
     tls_key: Option<(String, Place)>,
     warnings: Vec<String>,
@@ -79,6 +89,12 @@ impl Settings {
         let priority = reader.integer("priority", "a whole number of 32 bits", i32::try_from)?;
         let sign_key_paths = reader.sign_key_paths(&mut warnings)?;
         let compression = reader.compression(&mut warnings)?;
+        let request_log = reader.request_log()?;
+        let trusted_proxies = reader.trusted_proxies()?;
+        let proxy_protocol = reader.boolean("proxy_protocol")?.unwrap_or(false);
+        if proxy_protocol && trusted_proxies.is_empty() {
+            warnings.push("`proxy_protocol` has no effect without `trusted_proxies`".to_owned());
+        }
         let settings = Self {
             bind: reader.texts("bind")?,
             workers: reader.integer("workers", "a whole number from 1 to 1024", u64::try_from)?,
@@ -94,6 +110,9 @@ impl Settings {
             cache_max_size: reader.size("cache_max_size")?.unwrap_or(CACHE_MAX_SIZE),
             compression,
             sign_key_paths,
+            request_log,
+            trusted_proxies,
+            proxy_protocol,
             tls_cert: reader.text("tls_cert_path")?,
             tls_key: reader.text("tls_key_path")?,
             warnings,
@@ -179,6 +198,27 @@ impl<'t> Reader<'t> {
             value => vec![read(value, begin.clone())?],
         };
         Ok(Some((texts, begin)))
+    }
+
+    fn request_log(&mut self) -> Result<Option<RequestLog>, ConfigError> {
+        let forms = [("none", None), ("text", Some(LineForm::Text)), ("json", Some(LineForm::Json))];
+        let form = self.one_of("request_log", "\"none\", \"text\" or \"json\"", &forms)?.flatten();
+        let agents = self.boolean("request_log_agent")?.unwrap_or(false);
+        Ok(form.map(|form| RequestLog { form, agents }))
+    }
+
+    fn trusted_proxies(&mut self) -> Result<Vec<Trusted>, ConfigError> {
+        let Some((texts, place)) = self.texts("trusted_proxies")? else { return Ok(Vec::new()) };
+        let read = |text: &String| match text.as_str() {
+            "unix" => Ok(Trusted::Unix),
+            text => Network::parse(text).map(Trusted::Network).ok_or_else(|| ConfigError::Value {
+                place: place.clone(),
+                key: "trusted_proxies",
+                expected: "addresses, networks such as \"10.0.0.0/8\", or \"unix\"",
+                found: format!("{text:?}"),
+            }),
+        };
+        texts.iter().map(read).collect()
     }
 
     fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, ConfigError> {

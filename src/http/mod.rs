@@ -4,6 +4,8 @@
 
 pub mod body;
 pub mod date;
+pub mod forwarded;
+pub mod proxy;
 pub mod range;
 pub mod reader;
 pub mod request;
@@ -18,4 +20,4 @@ pub use reader::HeadReader;
 pub use request::{Body, Method, Parsed, Request, RequestError, Version, parse};
 pub use response::Head;
 pub use status::Status;
-pub use target::{Target, TargetError, decode_segment, encode_segment, is_dot_segment};
+pub use target::{Target, TargetError, decode_field, decode_segment, encode_segment, is_dot_segment};

@@ -100,6 +100,22 @@ pub fn decode_segment(raw: &[u8]) -> Result<Cow<'_, [u8]>, TargetError> {
     let Some(first) = memchr::memchr(b'%', raw) else {
         return Ok(Cow::Borrowed(raw));
     };
+    decode(raw, first, false).map(Cow::Owned)
+}
+
+/// Decodes the value of a form's field, as browsers put it into a query: `+` is a blank, and a slash is like any other
+/// character. Bytes that are not UTF-8 become U+FFFD.
+///
+/// # Errors
+/// A malformed escape, an encoded zero byte.
+pub fn decode_field(raw: &[u8]) -> Result<String, TargetError> {
+    let spaced: Vec<u8> = raw.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+    let decoded = decode(&spaced, 0, true)?;
+    Ok(String::from_utf8_lossy(&decoded).into_owned())
+}
+
+/// Percent-decodes; before `first` nothing is encoded.
+fn decode(raw: &[u8], first: usize, slashes: bool) -> Result<Vec<u8>, TargetError> {
     let mut decoded = Vec::with_capacity(raw.len());
     decoded.extend_from_slice(&raw[..first]);
     let mut rest = &raw[first..];
@@ -114,11 +130,11 @@ pub fn decode_segment(raw: &[u8]) -> Result<Cow<'_, [u8]>, TargetError> {
         match hex_value(*high).zip(hex_value(*low)).map(|(high, low)| high << 4 | low) {
             None => return Err(TargetError::Escape),
             Some(0) => return Err(TargetError::Nul),
-            Some(b'/') => return Err(TargetError::Slash),
+            Some(b'/') if !slashes => return Err(TargetError::Slash),
             Some(byte) => decoded.push(byte),
         }
     }
-    Ok(Cow::Owned(decoded))
+    Ok(decoded)
 }
 
 /// Percent-encodes one name as a segment of a path: everything but unreserved characters (RFC 3986 section 2.3), so
@@ -161,6 +177,17 @@ mod tests {
     fn target(raw: &str) -> Option<(&str, Option<&str>)> {
         let text = |bytes| std::str::from_utf8(bytes).expect("ASCII");
         Target::parse(raw.as_bytes()).map(|target| (text(target.path()), target.query().map(text)))
+    }
+
+    #[test]
+    fn fields_of_forms() {
+        for (raw, text) in
+            [("a+b%2Fc%2B", "a b/c+"), ("", ""), ("caf%E9", "caf\u{fffd}"), ("%C3%A9", "\u{e9}")]
+        {
+            assert_eq!(decode_field(raw.as_bytes()).as_deref(), Ok(text), "{raw}");
+        }
+        assert_eq!(decode_field(b"%0"), Err(TargetError::Escape));
+        assert_eq!(decode_field(b"a%00"), Err(TargetError::Nul));
     }
 
     #[test]

@@ -18,8 +18,10 @@ pub mod socket;
 pub mod tls;
 pub mod wal_index;
 
+use std::fmt;
 use std::fs::File;
 use std::io::{IoSlice, Result};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,21 @@ pub trait Io {
     /// # Errors
     /// When the kernel has no room for another watch.
     fn watch(&mut self, socket: &Self::Socket, key: usize) -> Result<()>;
+
+    /// Who is at the other end.
+    fn peer(&self, socket: &Self::Socket) -> Peer;
+
+    /// What [`Io::read`] would begin with, before any encryption, left where it is; `Ok(0)` is the peer's end.
+    ///
+    /// # Errors
+    /// As the system call: `WouldBlock` until the next readable event.
+    fn peek(&self, socket: &Self::Socket, into: &mut [u8]) -> Result<usize>;
+
+    /// Takes as many bytes as there is room for, before any encryption.
+    ///
+    /// # Errors
+    /// As the system call.
+    fn discard(&self, socket: &Self::Socket, into: &mut [u8]) -> Result<usize>;
 
     /// Reads what is there; `Ok(0)` is the peer's end. Less than there is room for means that nothing more is there.
     ///
@@ -87,6 +104,27 @@ pub trait Io {
 
     /// Closes the connection with a reset, so that the peer cannot take what it has for the whole.
     fn abort(&mut self, socket: Self::Socket);
+}
+
+/// Who is at the other end of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Somebody with an address; one of IPv4 is told as such, whatever socket it came by.
+    Tcp(IpAddr),
+    /// Somebody on this machine, by a unix socket.
+    Unix,
+    /// Somebody who has left already.
+    Gone,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix => f.write_str("unix"),
+            Self::Gone => f.write_str("-"),
+        }
+    }
 }
 
 /// Wakes whoever sleeps in a poll, from any thread.

@@ -13,7 +13,7 @@ use mio::{Events, Interest, Token, Waker};
 use super::files::{self, Residency};
 use super::listen::Listener;
 use super::socket::Socket;
-use super::{Event, Io, Wake};
+use super::{Event, Io, Peer, Wake};
 use crate::limits;
 
 const WAKE: Token = Token(usize::MAX);
@@ -100,6 +100,18 @@ impl Io for Poll {
     fn watch(&mut self, socket: &Socket, key: usize) -> Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), Token(key), both)
+    }
+
+    fn peer(&self, socket: &Socket) -> Peer {
+        socket.peer()
+    }
+
+    fn peek(&self, socket: &Socket, into: &mut [u8]) -> Result<usize> {
+        retried(|| socket.raw(into, false))
+    }
+
+    fn discard(&self, socket: &Socket, into: &mut [u8]) -> Result<usize> {
+        retried(|| socket.raw(into, true))
     }
 
     fn read(&mut self, socket: &mut Socket, into: &mut [u8]) -> Result<usize> {

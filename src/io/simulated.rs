@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::files::Residency;
-use super::{Event, Io};
+use super::{Event, Io, Peer};
 
 /// Numbers that look random and follow from a seed (splitmix64, Steele et al. 2014).
 #[derive(Clone, Debug)]
@@ -223,6 +223,19 @@ impl Io for Net {
             (link.readable, link.writable) = (true, true);
         });
         Ok(())
+    }
+
+    fn peer(&self, _: &usize) -> Peer {
+        Peer::Unix
+    }
+
+    /// No proxy is trusted here.
+    fn peek(&self, _: &usize, _: &mut [u8]) -> Result<usize> {
+        Err(ErrorKind::WouldBlock.into())
+    }
+
+    fn discard(&self, _: &usize, _: &mut [u8]) -> Result<usize> {
+        Err(ErrorKind::WouldBlock.into())
     }
 
     fn read(&mut self, socket: &mut usize, into: &mut [u8]) -> Result<usize> {

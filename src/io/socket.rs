@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
+use super::Peer;
 use super::tls::{Session, Tls};
 use crate::limits;
 
@@ -37,6 +38,25 @@ impl Socket {
     pub fn send_at_once(&self) {
         // A socket the peer has already reset refuses; the first read will tell.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&self.descriptor, true);
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> Peer {
+        match socket2::SockRef::from(&self.descriptor).peer_addr() {
+            Ok(address) if address.is_unix() => Peer::Unix,
+            Ok(address) => address.as_socket().map_or(Peer::Gone, |peer| Peer::Tcp(peer.ip().to_canonical())),
+            Err(_) => Peer::Gone,
+        }
+    }
+
+    /// What comes next, before any encryption: left where it is, or taken.
+    ///
+    /// # Errors
+    /// As [`Socket::read`].
+    pub fn raw(&self, into: &mut [u8], take: bool) -> Result<usize> {
+        let flags = if take { RecvFlags::empty() } else { RecvFlags::PEEK };
+        let (read, _) = rustix::net::recv(&self.descriptor, into, flags)?;
+        Ok(read)
     }
 
     /// Reads what is there; 0 is the peer's end.

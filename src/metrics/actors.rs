@@ -51,6 +51,13 @@ impl Answers {
         &self.0[(route.place() * Method::ALL.len() + method.place()) * STATUSES + status]
     }
 
+    /// How many there were in all.
+    pub(super) fn count(&self) -> u64 {
+        let mut times = Times::default();
+        self.0.iter().for_each(|histogram| histogram.add_to(&mut times));
+        times.count()
+    }
+
     pub(super) fn add_to(&self, route: Route, method: Method, status: usize, times: &mut Times) {
         self.at(route, method, status).add_to(times);
     }
@@ -70,6 +77,7 @@ pub struct WorkerMetrics {
     pub(super) compressed_hits: Counter,
     pub(super) compressed_misses: Counter,
     pub(super) aborts: Family<NarAbort>,
+    pub(super) unlogged: Counter,
 }
 
 impl WorkerMetrics {
@@ -112,6 +120,11 @@ impl WorkerMetrics {
     /// A compressed NAR was asked for that had to be made.
     pub fn compressed_miss(&self) {
         self.compressed_misses.add(1);
+    }
+
+    /// A request was not logged, since nobody read the log fast enough.
+    pub fn unlogged(&self) {
+        self.unlogged.add(1);
     }
 
     /// An answer broke off.

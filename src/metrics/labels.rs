@@ -50,6 +50,10 @@ label! {
         Health = "/health",
         /// This text.
         Metrics = "/metrics",
+        /// A search over names.
+        Search = "/search",
+        /// The page of a path.
+        Path = "/path/{hash}",
         /// A narinfo, as text or JSON.
         Narinfo = "/{hash}.narinfo",
         /// A NAR under any of its URLs.
@@ -186,6 +190,8 @@ label! {
         Roots = "roots",
         /// Roots of what is asked for.
         Keep = "keep",
+        /// What people look at.
+        Browse = "browse",
         /// Build logs and single files.
         Files = "files",
     }

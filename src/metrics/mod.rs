@@ -9,6 +9,7 @@ mod actors;
 mod counter;
 mod labels;
 pub mod names;
+mod rates;
 mod render;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use actors::{
     StoreMetrics, WorkerMetrics,
 };
 pub use labels::{Actor, Closed, Kept, Method, NarAbort, Query, Route, STATUS_CODES, Way};
+pub use rates::{Rates, Recent};
 pub use render::CONTENT_TYPE;
 
 /// Everything that is counted; made once, before the actors, and shared by all who may be asked for it.
@@ -63,6 +65,21 @@ impl Metrics {
     /// The instances of the workers, in their order.
     pub fn workers(&self) -> &[Arc<WorkerMetrics>] {
         &self.workers
+    }
+
+    /// How many requests were answered.
+    fn requests(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.answers.count()).sum()
+    }
+
+    /// How many bytes were sent.
+    fn sent_bytes(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.sent.get()).sum()
+    }
+
+    /// How many connections are open.
+    fn connections(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.connections.get()).sum()
     }
 
     /// The listener's instance.

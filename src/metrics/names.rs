@@ -67,6 +67,12 @@ pub const ACCEPT_PAUSES: Name = counter(
     "Times that accepting paused: every worker full with answers in flight, or no descriptors left.",
 );
 
+/// No labels.
+pub const UNLOGGED: Name = counter(
+    "harmonia_requests_unlogged_total",
+    "Requests that are missing in the log of requests, since nobody read it fast enough.",
+);
+
 /// Label `result`: `hit`, `miss`.
 pub const NARINFOS: Name =
     counter("harmonia_narinfo_total", "Narinfos asked for, by whether the path is valid.");
@@ -191,7 +197,7 @@ pub const MAILBOX_DEPTH: Name = gauge("harmonia_mailbox_messages", "Messages tha
 pub const BUILD_INFO: Name = gauge("harmonia_build_info", "1, with the version that runs.");
 
 /// Every metric, in the order of the text.
-pub const ALL: [Name; 35] = [
+pub const ALL: [Name; 36] = [
     BUILD_INFO,
     REQUESTS,
     REQUEST_SECONDS,
@@ -201,6 +207,7 @@ pub const ALL: [Name; 35] = [
     CONNECTIONS_REFUSED,
     CONNECTIONS_CLOSED,
     ACCEPT_PAUSES,
+    UNLOGGED,
     NARINFOS,
     ABORTS,
     PLANS,

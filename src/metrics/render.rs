@@ -75,6 +75,7 @@ impl Metrics {
             self.sum(|worker| worker.closed.get(cause))
         });
         text.single(names::ACCEPT_PAUSES, self.listener.pauses.get());
+        text.single(names::UNLOGGED, self.sum(|worker| worker.unlogged.get()));
     }
 
     fn render_nars(&self, text: &mut Text) {

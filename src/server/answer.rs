@@ -45,6 +45,8 @@ const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 const DAY: (&str, &str) = ("Cache-Control", "max-age=86400");
 const RANGES: (&str, &str) = ("Accept-Ranges", "bytes");
 const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
+/// What somebody looked for is nobody else's business.
+const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
 /// What is served from a store path was written by whoever built it: it gets no scripts and no origin.
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "sandbox");
 
@@ -179,6 +181,13 @@ impl<'w> Writer<'w> {
             Some(segment) => Body::File(segment.slice(start, end)),
             None => Body::Empty,
         })
+    }
+
+    /// A page of this server's own.
+    pub fn page(self, page: String) -> Reply {
+        let fields =
+            [("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
+        self.document(web::CONTENT_TYPE, &fields, page.into())
     }
 
     /// A page about a folder of a store path.

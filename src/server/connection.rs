@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::exchange::Exchange;
+use super::journal::Visitor;
 use super::transfer::{Pace, Transfer};
 use crate::http::{self, Discard, HeadReader, Parsed, Progress, Status};
 use crate::limits;
@@ -20,6 +21,8 @@ pub struct Connection {
     requests: u32,
     /// The peer will send nothing more.
     ended: bool,
+    /// What is noted for the log of requests, where there is one.
+    pub visitor: Option<Box<Visitor>>,
 }
 
 /// What a connection is doing. Each state has only its own data; the large ones are boxed, so that an
@@ -78,7 +81,7 @@ pub enum Overdue {
 impl Connection {
     /// A connection that has just been accepted.
     pub fn new(now: Instant) -> Self {
-        Self { state: State::Idle, input: Vec::new(), since: now, requests: 0, ended: false }
+        Self { state: State::Idle, input: Vec::new(), since: now, requests: 0, ended: false, visitor: None }
     }
 
     /// Whether no answer is in flight: what arrives is of use now, and it may be closed to make room. While
@@ -100,6 +103,13 @@ impl Connection {
     /// The peer ended its sending side. A request that was complete is still answered.
     pub fn peer_ended(&mut self) {
         self.ended = true;
+    }
+
+    /// So many bytes of an answer were sent.
+    pub fn sent(&mut self, bytes: u64) {
+        if let Some(visitor) = &mut self.visitor {
+            visitor.sent(bytes);
+        }
     }
 
     /// Since when it is in its state.
@@ -183,6 +193,9 @@ impl Connection {
                 self.requests += 1;
                 let last = self.requests >= limits::REQUESTS_PER_CONNECTION;
                 self.input = bytes[len..].to_vec();
+                if let Some(visitor) = &mut self.visitor {
+                    visitor.begin(&bytes[..len]);
+                }
                 self.enter(State::InHand, now);
                 Next::Request(Exchange::new(&request, last, now))
             }

@@ -73,7 +73,9 @@ impl Exchange {
         });
         let route = Route::of(&request.target);
         let host = match route {
-            Route::Landing => request.host.map(|host| String::from_utf8_lossy(host).into_owned()),
+            Route::Landing | Route::Path(_) => {
+                request.host.map(|host| String::from_utf8_lossy(host).into_owned())
+            }
             _ => None,
         };
         Self {
@@ -114,11 +116,11 @@ impl Exchange {
     pub fn needs_store(&self) -> bool {
         match self.route {
             Route::Narinfo { .. } | Route::Nar { .. } | Route::Compressed { .. } => true,
-            Route::Listing(_) | Route::Serve { .. } => true,
+            Route::Listing(_) | Route::Serve { .. } | Route::Path(_) => true,
             // It says how many paths there are.
             Route::DebugInfo(_) | Route::Landing => true,
-            // The store's actor reads these anew each time.
-            Route::Log(_) | Route::Realisation(_) => false,
+            // Actors read these anew each time.
+            Route::Log(_) | Route::Realisation(_) | Route::Search(_) => false,
             Route::CacheInfo | Route::Version | Route::Health => false,
             Route::Metrics | Route::Absent(_) => false,
         }

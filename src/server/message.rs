@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use crate::cache::actor as cache;
 use crate::mailbox::Ticket;
 use crate::nar::actor as nar;
-use crate::store::{actor as store, files, roots};
+use crate::store::{actor as store, browse, files, roots};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub enum Message<S> {
     Cache(Ticket, cache::Answer),
     /// A temporary root.
     Roots(Ticket, roots::Answer),
+    /// What people look at.
+    Browse(Ticket, browse::Answer),
     /// The file actors' answer.
     Files(Ticket, files::Answer),
 }

@@ -10,6 +10,7 @@ pub mod compressed;
 pub mod connection;
 pub mod exchange;
 pub mod faults;
+pub mod journal;
 pub mod listener;
 pub mod load;
 mod message;
@@ -23,6 +24,7 @@ mod simulation;
 pub mod slice;
 pub mod start;
 pub mod transfer;
+mod visitors;
 pub mod worker;
 
 use std::path::PathBuf;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use self::compressed::Compression;
+use self::journal::{Journal, Trust};
 use crate::formats::store_path::StoreDir;
 use crate::metrics::Metrics;
 
@@ -52,6 +55,10 @@ pub struct Site {
     pub compression: Compression,
     /// Every counter, for `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// The log of requests, where there is one.
+    pub journal: Option<Journal>,
+    /// Whose word is taken for where a connection comes from.
+    pub trust: Trust,
 }
 
 /// The answer to `/version`: a line.
@@ -73,6 +80,8 @@ impl Site {
             public_keys,
             compression,
             metrics,
+            journal: plan.journal.clone(),
+            trust: plan.trust.clone(),
         }
     }
 }

@@ -1,24 +1,85 @@
 //! The pages for people: from what the server knows to what [`crate::web`] writes.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::Site;
 use super::exchange::Exchange;
 use super::route::Route;
+use crate::http::DateCache;
 use crate::http::target::encode_segment;
+use crate::limits;
+use crate::store::browse::{About, Found, Neighbour, Overview, Search};
 use crate::store::index::Snapshot;
 use crate::store::serve::{EntryKind, Folder};
+use crate::store::served::Served;
 use crate::web;
 
 /// The landing page, as it is reached by `host`; `paths` is what is known to be valid.
-pub fn landing(site: &Site, host: Option<&str>, paths: &Snapshot) -> String {
-    let url = host.map(|host| format!("{}://{host}", site.scheme));
+pub fn landing(site: &Site, host: Option<&str>, paths: &Snapshot, overview: Option<&Overview>) -> String {
     web::landing(&web::Landing {
-        url: url.as_deref(),
+        url: url(site, host).as_deref(),
         store_dir: site.store_dir.as_str(),
         // While a big database is still being read, nobody knows.
         paths: paths.complete().then(|| paths.len()),
+        nar_bytes: overview.and_then(|overview| overview.nar_bytes),
         priority: site.priority,
         public_keys: &site.public_keys,
+        activity: overview.map(|Overview { recent, .. }| web::Activity {
+            requests_a_second: recent.requests_a_second,
+            requests: recent.requests,
+            bytes_a_second: recent.bytes_a_second,
+            bytes: recent.bytes,
+            connections: recent.connections,
+        }),
     })
+}
+
+/// The page of a search; without `found` nothing was looked for yet.
+pub fn found(search: &Search, found: Option<&Found>) -> String {
+    web::search(&web::SearchPage {
+        words: &search.words,
+        derivations: search.derivations,
+        continued: search.after.is_some(),
+        found: found.map(|found| items(&found.paths)),
+        count: found.map_or(0, |found| found.count),
+        more: found.is_some_and(|found| found.more),
+    })
+}
+
+/// The page of a path.
+pub fn path(site: &Site, host: Option<&str>, served: &Served, about: &About) -> String {
+    let info = &served.info;
+    let registered = UNIX_EPOCH + Duration::from_secs(u64::try_from(info.registration_time).unwrap_or(0));
+    let (count, _) = about.closure;
+    web::path(&web::PathPage {
+        url: url(site, host).as_deref(),
+        store_dir: site.store_dir.as_str(),
+        public_keys: &site.public_keys,
+        path: &info.path,
+        nar_size: info.nar_size,
+        nar_hash: &format!("sha256:{}", info.nar_hash.to_base32()),
+        closure: about.closure,
+        closure_cut: count >= limits::CLOSURE_PATHS,
+        registered: &String::from_utf8_lossy(DateCache::new().at(registered)),
+        deriver: info.deriver.as_ref().map(|drv| (drv, about.has_deriver)),
+        ca: info.ca.as_deref(),
+        log: about.log.as_ref(),
+        references: items(&about.references),
+        referrers: items(&about.referrers),
+        referrer_count: about.referrer_count,
+        signatures: &served.signatures,
+    })
+}
+
+fn items(paths: &[Neighbour]) -> Vec<web::Item<'_>> {
+    paths.iter().map(|Neighbour { path, nar_size }| web::Item { path, nar_size: *nar_size }).collect()
+}
+
+/// Where the client has found this server. What could be no host is not repeated: it stands in commands that people copy.
+fn url(site: &Site, host: Option<&str>) -> Option<String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    let host = host.filter(|host| !host.is_empty() && host.bytes().all(is_plain))?;
+    Some(format!("{}://{host}", site.scheme))
 }
 
 /// The page of a folder inside a store path.

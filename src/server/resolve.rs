@@ -21,17 +21,18 @@ use crate::formats::realisation::OutputId;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::http::Method;
 use crate::http::date::DATE_LEN;
+use crate::metrics;
 use crate::metrics::WorkerMetrics;
 use crate::nar::Segment;
 use crate::nar::actor as nar;
 use crate::store::actor::Info;
+use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
 use crate::store::logs::LogBody;
 use crate::store::serve::{ServeAnswer, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
-use crate::store::{files, logs, roots};
-use crate::{metrics, web};
+use crate::store::{browse, files, logs, roots};
 
 /// What a step knows besides the request.
 pub struct Desk<'d> {
@@ -76,6 +77,8 @@ pub enum Arrival {
     Nar(nar::Answer),
     /// A compressed NAR.
     Cache(cache::Answer),
+    /// What people look at.
+    Browse(browse::Answer),
     /// A file.
     Files(files::Answer),
 }
@@ -125,6 +128,12 @@ pub enum Question {
         /// When to answer.
         when: When,
     },
+    /// How large the store is, and what it is asked.
+    Overview,
+    /// Which paths have a name.
+    Search(Search),
+    /// What hangs together with a path.
+    About(Arc<Served>),
     /// A build log.
     Log(logs::LogName),
     /// A file of a store path.
@@ -140,6 +149,8 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
     }
     match arrival {
         Arrival::Asked => begin(exchange, desk),
+        // What is in memory is told all the same.
+        Arrival::Unavailable if exchange.route == Route::Landing => landing(exchange, desk, None),
         Arrival::Unavailable => {
             let resumable = matches!(exchange.route, Route::Nar { .. } | Route::Compressed { .. });
             Step::Reply(desk.writer(exchange).unavailable(resumable))
@@ -161,6 +172,7 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
         }
         Arrival::Nar(answer) => planned(exchange, desk, answer),
         Arrival::Cache(answer) => compressed::answered(exchange, desk, answer),
+        Arrival::Browse(answer) => browsed(exchange, desk, answer),
         Arrival::Files(answer) => filed(exchange, desk, answer),
     }
 }
@@ -172,6 +184,7 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
         | Route::Nar { path, .. }
         | Route::Compressed { path, .. }
         | Route::Serve { path, .. }
+        | Route::Path(path)
         | Route::Listing(path) => {
             let path = *path;
             look_up(exchange, desk, path)
@@ -183,7 +196,13 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
         Route::Log(LogName::Hash(hash)) => Step::Ask(Question::Deriver(*hash)),
         Route::Realisation(id) => Step::Ask(Question::Realisation(id.clone())),
         Route::DebugInfo(id) => Step::Ask(Question::DebugInfo(*id)),
-        Route::Landing | Route::CacheInfo | Route::Version | Route::Health | Route::Metrics => {
+        Route::Landing => Step::Ask(Question::Overview),
+        Route::Search(search) if search.words.trim().is_empty() => {
+            let page = pages::found(search, None);
+            Step::Reply(desk.writer(exchange).page(page))
+        }
+        Route::Search(search) => Step::Ask(Question::Search(search.clone())),
+        Route::CacheInfo | Route::Version | Route::Health | Route::Metrics => {
             Step::Reply(page(exchange, desk))
         }
         Route::Absent(_) => absent(exchange, desk),
@@ -201,16 +220,30 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
             desk.writer(exchange).document("text/plain", &[], Bytes::from_static(VERSION.as_bytes()))
         }
         Route::Health => desk.writer(exchange).document("text/plain", &[], Bytes::from_static(b"OK\n")),
-        Route::Metrics => {
+        _ => {
             let text = site.metrics.render();
             desk.writer(exchange).document(metrics::CONTENT_TYPE, &[], text.into())
         }
-        _ => {
-            let page = pages::landing(site, exchange.host.as_deref(), desk.view.snapshot());
-            let fields = [("Content-Security-Policy", web::CONTENT_SECURITY_POLICY)];
-            desk.writer(exchange).document(web::CONTENT_TYPE, &fields, page.into())
-        }
     }
+}
+
+/// The landing page, with what the actor knows where it has answered.
+fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
+    let page = pages::landing(desk.site, exchange.host.as_deref(), desk.view.snapshot(), overview);
+    Step::Reply(desk.writer(exchange).page(page))
+}
+
+/// A page for people, now that its actor has answered.
+fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer) -> Step {
+    let page = match (answer, &exchange.route, &exchange.served) {
+        (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
+        (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
+        (browse::Answer::About(Some(about)), _, Some(served)) => {
+            pages::path(desk.site, exchange.host.as_deref(), served, &about)
+        }
+        _ => return absent(exchange, desk),
+    };
+    Step::Reply(desk.writer(exchange).page(page))
 }
 
 /// Goes on with what the view knows of a path.
@@ -260,6 +293,10 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
             Step::Ask(Question::Open(served))
         }
         Route::Listing(_) => Step::Ask(Question::Listing(served)),
+        Route::Path(_) => {
+            exchange.served = Some(Arc::clone(&served));
+            Step::Ask(Question::About(served))
+        }
         Route::Serve { inner, .. } => {
             let walk = match exchange.walk.take().map(|walk| *walk) {
                 // Another path with the same hash part is not the one that the link names.

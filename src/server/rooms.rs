@@ -8,7 +8,7 @@ use crate::mailbox::{Refused, Sender, Ticket};
 use crate::nar::Cursor;
 use crate::nar::actor as nar;
 use crate::store::served::Served;
-use crate::store::{actor as store, files, keep, roots};
+use crate::store::{actor as store, browse, files, keep, roots};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ pub struct Rooms {
     pub roots: Sender<roots::Request>,
     /// Roots of what is asked for, where it is kept.
     pub keep: Option<Sender<keep::Request>>,
+    /// What people look at.
+    pub browse: Sender<browse::Request>,
     /// Build logs, served files, debug information.
     pub files: Sender<files::Request>,
     /// Where the store's files really are.
@@ -80,6 +82,12 @@ impl Rooms {
             Question::Compress { wanted, when } => {
                 self.cache.try_send(cache::Request::Open { ticket, wanted, when })?;
             }
+            Question::Overview => self.browse.try_send(browse::Request::Overview { ticket })?,
+            Question::Search(search) => {
+                let search = Box::new(search);
+                self.browse.try_send(browse::Request::Search { ticket, search })?;
+            }
+            Question::About(served) => self.browse.try_send(browse::Request::About { ticket, served })?,
             Question::Log(name) => self.files.try_send(files::Request::Log { ticket, name })?,
             Question::Serve(walk) => self.files.try_send(files::Request::Serve { ticket, walk })?,
             Question::DebugInfo(build_id) => {

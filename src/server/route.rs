@@ -7,8 +7,10 @@ use crate::formats::hash::Sha256;
 use crate::formats::realisation::OutputId;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::http::Target;
-use crate::http::target::{decode_segment, is_dot_segment};
+use crate::http::target::{decode_field, decode_segment, is_dot_segment};
+use crate::limits;
 use crate::metrics::Route as Label;
+use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
 
 /// What is asked for.
@@ -31,6 +33,10 @@ pub enum Route {
         /// `?json`
         json: bool,
     },
+    /// `/search?q=<words>`, with `&drv=1` and `&after=<basename>`
+    Search(Search),
+    /// `/path/<hash>`, also with the name behind it: the page of a path.
+    Path(StorePathHash),
     /// A NAR under any of its URLs.
     Nar {
         /// The hash part of the store path.
@@ -91,6 +97,7 @@ impl Route {
         let more = segments.next().is_some();
         match (first, third) {
             (b"nar", None) => Self::nar(second, target),
+            (b"path", None) => page_of(second).map_or(Self::Absent(Label::Path), Self::Path),
             (b"log", None) => log_name(second).map_or(Self::Absent(Label::Log), Self::Log),
             (b"realisations", None) => {
                 realisation(second).map_or(Self::Absent(Label::Realisation), Self::Realisation)
@@ -117,6 +124,8 @@ impl Route {
             Self::Health => Label::Health,
             Self::Metrics => Label::Metrics,
             Self::Narinfo { .. } => Label::Narinfo,
+            Self::Search(_) => Label::Search,
+            Self::Path(_) => Label::Path,
             Self::Nar { .. } | Self::Compressed { .. } => Label::Nar,
             Self::Listing(_) => Label::Listing,
             Self::Log(_) => Label::Log,
@@ -150,6 +159,7 @@ impl Route {
             b"version" => Self::Version,
             b"health" => Self::Health,
             b"metrics" => Self::Metrics,
+            b"search" => search(target).map_or(Self::Absent(Label::Search), Self::Search),
             _ => Self::Absent(Label::Other),
         }
     }
@@ -210,6 +220,22 @@ fn text(segment: &[u8]) -> Option<Cow<'_, str>> {
         Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
         Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
     }
+}
+
+/// What the form on the pages sends.
+fn search(target: &Target<'_>) -> Option<Search> {
+    let raw = target.parameter(b"q").unwrap_or_default();
+    let words = decode_field(raw).ok().filter(|words| words.len() <= limits::SEARCH_BYTES)?;
+    let after = match target.parameter(b"after") {
+        Some(raw) => Some(StorePath::from_basename(&text(raw)?).ok()?),
+        None => None,
+    };
+    Some(Search { words, derivations: target.parameter(b"drv").is_some(), after })
+}
+
+fn page_of(segment: &[u8]) -> Option<StorePathHash> {
+    let (digits, rest) = segment.split_at_checked(StorePathHash::DIGITS)?;
+    StorePathHash::parse(digits).filter(|_| rest.is_empty() || rest.starts_with(b"-"))
 }
 
 fn log_name(segment: &[u8]) -> Option<LogName> {
@@ -352,6 +378,27 @@ mod tests {
         {
             let label = route(&format!("/build-trace-v2/{wrong}"));
             assert!(matches!(label, Route::Absent(_)), "{wrong}: {label:?}");
+        }
+    }
+
+    #[test]
+    fn searches_and_pages_of_paths() {
+        let search = |words: &str, derivations, after: Option<&str>| {
+            let after = after.map(|path| StorePath::from_basename(path).expect("a name"));
+            Route::Search(Search { words: words.to_owned(), derivations, after })
+        };
+        assert_eq!(route("/search"), search("", false, None));
+        assert_eq!(route("/search?q=hello+w%C3%B6rld%2Fx&drv=1"), search("hello wörld/x", true, None));
+        let after = format!("{PATH}-hello");
+        assert_eq!(route(&format!("/search?q=h&after={after}")), search("h", false, Some(&after)));
+        for wrong in ["q=%", "q=%00", "q=a&after=b", &format!("q={}", "a".repeat(513))] {
+            assert_eq!(route(&format!("/search?{wrong}")), Route::Absent(Label::Search), "{wrong}");
+        }
+        assert_eq!(route(&format!("/path/{PATH}")), Route::Path(path()));
+        assert_eq!(route(&format!("/path/{PATH}-hello-1.0")), Route::Path(path()));
+        for wrong in ["", "short", &format!("{PATH}x"), &format!("{PATH}/")] {
+            let found = route(&format!("/path/{wrong}"));
+            assert!(matches!(found, Route::Absent(_)), "{wrong}: {found:?}");
         }
     }
 

@@ -1,13 +1,16 @@
 //! The sending half of a worker: from an answer to the last byte, and to what the connection does next.
 
 use std::io::{ErrorKind, IoSlice};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use rustix::io::Errno;
 
+use super::Site;
 use super::answer::{Reply, Writer};
-use super::connection::State;
+use super::connection::{Connection, State};
 use super::exchange::Exchange;
+use super::journal::Visitor;
 use super::transfer::{Account, Body, Framing, Output, Source, Transfer};
 use super::worker::Worker;
 use crate::cache::{CompressError, Stream};
@@ -16,7 +19,7 @@ use crate::io::Io;
 use crate::io::files::Residency;
 use crate::limits;
 use crate::mailbox::Ticket;
-use crate::metrics::{self, Closed, NarAbort};
+use crate::metrics::{self, Closed, NarAbort, WorkerMetrics};
 use crate::nar::Segment;
 
 /// How far sending came.
@@ -65,6 +68,7 @@ impl<I: Io> Worker<I> {
                     Err(_) => return self.close(key, Closed::ByPeer),
                 };
             self.metrics.sent(count as u64);
+            seat.connection.sent(count as u64);
             if count == head.len() + bytes.len() {
                 match self.io.flush(&mut seat.socket) {
                     Ok(()) => return self.answered(key, account, keep_alive, request_body),
@@ -152,6 +156,7 @@ impl<I: Io> Worker<I> {
                     transfer.sent(count);
                     share = share.saturating_sub(count as u64);
                     self.metrics.sent(count as u64);
+                    seat.connection.sent(count as u64);
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => {
@@ -277,9 +282,10 @@ impl<I: Io> Worker<I> {
 
     /// The last byte of an answer has gone.
     fn answered(&mut self, key: usize, account: Account, keep_alive: bool, request_body: RequestBody) {
-        self.account(account);
         let now = self.io.now();
         let Some(seat) = self.seats.get_mut(key) else { return };
+        let visitor = seat.connection.visitor.as_deref_mut();
+        settle(&self.metrics, &self.site, now, account, visitor, true);
         if keep_alive && self.drain.is_none() {
             let next = match Discard::new(request_body) {
                 Ok(discard) if request_body != RequestBody::None => State::Discarding(discard),
@@ -304,7 +310,7 @@ impl<I: Io> Worker<I> {
     /// Closes a connection: its answers are out, it has asked nothing, or its peer has gone.
     pub(super) fn close(&mut self, key: usize, cause: Closed) {
         let Some(seat) = self.seats.remove(key) else { return };
-        self.broke_off(&seat.connection.state, NarAbort::ByPeer);
+        self.broke_off(seat.connection, NarAbort::ByPeer);
         self.io.close(seat.socket);
         self.left(cause);
     }
@@ -313,24 +319,18 @@ impl<I: Io> Worker<I> {
     /// whole.
     pub(super) fn abort(&mut self, key: usize, cause: NarAbort) {
         let Some(seat) = self.seats.remove(key) else { return };
-        self.broke_off(&seat.connection.state, cause);
+        self.broke_off(seat.connection, cause);
         self.io.abort(seat.socket);
         self.left(Closed::Aborted);
     }
 
     /// Counts an answer that ends here, if one was on its way.
-    fn broke_off(&self, state: &State, cause: NarAbort) {
-        if let State::Sending(transfer, _) = state {
+    fn broke_off(&self, mut connection: Connection, cause: NarAbort) {
+        if let State::Sending(transfer, _) = &connection.state {
+            let (account, visitor) = (transfer.account, connection.visitor.as_deref_mut());
             self.metrics.aborted(cause);
-            self.account(transfer.account);
+            settle(&self.metrics, &self.site, self.io.now(), account, visitor, false);
         }
-    }
-
-    /// Counts an answer with the time to its last byte.
-    fn account(&self, account: Account) {
-        let Account { route, method, status, started } = account;
-        let took = self.io.now().duration_since(started);
-        self.metrics.request(label_of(method), route, status.code(), took);
     }
 
     fn left(&mut self, cause: Closed) {
@@ -339,6 +339,25 @@ impl<I: Io> Worker<I> {
         if self.load.remove() {
             self.tell_listener();
         }
+    }
+}
+
+/// Counts an answer with the time to its last byte, and logs its request where that is wanted.
+fn settle(
+    metrics: &WorkerMetrics,
+    site: &Site,
+    now: Instant,
+    account: Account,
+    visitor: Option<&mut Visitor>,
+    whole: bool,
+) {
+    let Account { route, method, status, started } = account;
+    let took = now.duration_since(started);
+    metrics.request(label_of(method), route, status.code(), took);
+    if let (Some(journal), Some(visitor)) = (&site.journal, visitor)
+        && !journal.hand_on(visitor.end(status.code(), took, whole, SystemTime::now()))
+    {
+        metrics.unlogged();
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use self::shop::{Asked, Shop, Wish, answer, check, request};
 use super::Site;
 use super::compressed::Cold;
+use super::journal::Trust;
 use super::listener;
 use super::load::Load;
 use super::rooms::Rooms;
@@ -104,6 +105,8 @@ impl<'s> Run<'s> {
             tls: None,
             compression,
             keys: Arc::clone(&keys),
+            journal: None,
+            trust: Trust::default(),
         };
         let load = Arc::new(Load::new(CAPACITY, net.now()));
         let parts = Parts {
@@ -119,6 +122,8 @@ impl<'s> Run<'s> {
                 cache: mailbox::bounded(1, None).0,
                 roots,
                 keep: None,
+                // No client here is a person.
+                browse: mailbox::bounded(1, None).0,
                 files,
                 real_store: shop.settings.real_store.as_path().into(),
             },

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Site;
 use super::compressed::{Cold, Compression};
+use super::journal::{Journal, Trust};
 use super::listener::{self, Acceptor, Peer};
 use super::load::Load;
 use super::rooms::Rooms;
@@ -27,6 +28,7 @@ use crate::io::tls::Tls;
 use crate::mailbox::{self, Outlet, Receiver, Sender, Ticket};
 use crate::metrics::{Actor, Metrics};
 use crate::nar::Damage;
+use crate::store::browse::Browser;
 use crate::store::debuginfo::{Catalogue, Watcher};
 use crate::store::files::Files;
 use crate::store::keep::{self, Keeper};
@@ -37,7 +39,6 @@ use crate::store::{self, StoreError, actor as store_actor};
 use crate::{limits, nar};
 
 /// What a server is made of; validated values, nothing open.
-#[derive(Debug)]
 pub struct Plan {
     /// Where the store is.
     pub store: store::Settings,
@@ -61,6 +62,10 @@ pub struct Plan {
     pub compression: CompressionPlan,
     /// Every key signs.
     pub keys: Arc<[SecretKey]>,
+    /// Where answered requests are told, if anywhere.
+    pub journal: Option<Journal>,
+    /// Whose word is taken for where a connection comes from.
+    pub trust: Trust,
 }
 
 /// How NARs are to be compressed.
@@ -151,6 +156,7 @@ impl Server {
         let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
         let (roots, roots_inbox) = mailbox::bounded(questions, None);
         let (keep, keep_inbox) = mailbox::bounded(limits::KEEP_QUEUE, None);
+        let (browse, browse_inbox) = mailbox::bounded(limits::BROWSE_QUEUE, None);
         let (files, files_inbox) = mailbox::bounded(questions, None);
         let listener_poll = Poll::new()?;
         let (listener, listener_inbox) = mailbox::bounded(limits::MAILBOX_SPARE, Some(listener_poll.wake()));
@@ -161,6 +167,7 @@ impl Server {
         watch(&mut metrics, Actor::Cache, &cache_inbox);
         watch(&mut metrics, Actor::Roots, &roots_inbox);
         watch(&mut metrics, Actor::Keep, &keep_inbox);
+        watch(&mut metrics, Actor::Browse, &browse_inbox);
         watch(&mut metrics, Actor::Files, &files_inbox);
         watch(&mut metrics, Actor::Listener, &listener_inbox);
         inboxes.iter().for_each(|inbox| watch(&mut metrics, Actor::Worker, inbox));
@@ -172,6 +179,7 @@ impl Server {
         let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
         actors.push(quarantine);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
+        actors.push(start_browse(settings, &metrics, browse_inbox, &workers)?);
         actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
         let (life, lives) = mailbox::bounded(1, None);
         let kept = plan.cache.as_ref().and_then(|cache| open_cache(cache, &metrics));
@@ -193,6 +201,7 @@ impl Server {
             cache,
             roots,
             keep: plan.keep.1.is_some().then_some(keep),
+            browse,
             files,
             real_store: settings.real_store.as_path().into(),
         };
@@ -459,6 +468,17 @@ fn start_keep(
             spawn("keep", move || keeper.run(&inbox))
         }
     }
+}
+
+fn start_browse(
+    settings: &store::Settings,
+    metrics: &Arc<Metrics>,
+    inbox: Receiver<store::browse::Request>,
+    workers: &Workers,
+) -> io::Result<JoinHandle<()>> {
+    let outlet = outlet(workers, worker::Message::Browse);
+    let browser = Browser::new(settings, Arc::clone(metrics));
+    spawn("browse", move || browser.run(&inbox, &outlet))
 }
 
 fn start_files(

@@ -30,7 +30,7 @@ use crate::metrics::{Closed, WorkerMetrics};
 use crate::nar::{Fetcher, Segment, actor as nar};
 use crate::store::served::Served;
 use crate::store::view::{Look, View};
-use crate::store::{actor as store, files, roots};
+use crate::store::{actor as store, browse, files, roots};
 
 /// A connection with its socket.
 pub(super) struct Seat<S> {
@@ -42,6 +42,8 @@ pub(super) struct Seat<S> {
     pub(super) writable: bool,
     /// The peer has closed or reset: read on until that shows, no new event will come.
     pub(super) hung_up: bool,
+    /// A trusted proxy has yet to say whom the connection is for.
+    pub(super) preamble: bool,
 }
 
 /// Where this worker stands with the store.
@@ -84,7 +86,7 @@ pub struct Worker<I: Io> {
     pub(super) to_read: Vec<usize>,
     pub(super) to_send: Vec<usize>,
     events: Vec<Event>,
-    buffer: Box<[u8]>,
+    pub(super) buffer: Box<[u8]>,
     heads: HeadReader,
     pub(super) head: Vec<u8>,
     pub(super) fetcher: Fetcher,
@@ -276,6 +278,8 @@ impl<I: Io> Worker<I> {
                 }
             },
             Message::Files(ticket, answer) => self.resume(ticket, Arrival::Files(answer)),
+            Message::Browse(ticket, browse::Answer::Unavailable) => self.resume(ticket, Arrival::Unavailable),
+            Message::Browse(ticket, answer) => self.resume(ticket, Arrival::Browse(answer)),
         }
     }
 
@@ -289,27 +293,6 @@ impl<I: Io> Worker<I> {
             store::Answer::Document(document) => Arrival::Document(document),
             store::Answer::Deriver(drv) => Arrival::Deriver(drv),
             store::Answer::Unavailable | store::Answer::Refreshed(_) => Arrival::Unavailable,
-        }
-    }
-
-    fn welcome(&mut self, socket: I::Socket) {
-        let connection = Connection::new(self.io.now());
-        let seat = Seat { socket, connection, readable: true, writable: true, hung_up: false };
-        let key = self.seats.insert(seat);
-        self.metrics.connections(self.seats.len());
-        self.seats.become_idle(key);
-        let watched = match self.seats.get(key) {
-            Some(seat) => self.io.watch(&seat.socket, key),
-            None => Ok(()),
-        };
-        match watched {
-            // The listener handed it over before it heard of the end; without a request it would be waited for.
-            Ok(()) if self.drain.is_some() => self.evict(key, Closed::Drain),
-            Ok(()) => self.to_read.push(key),
-            Err(error) => {
-                self.faults.tell(self.io.now(), "cannot watch a connection", &error);
-                self.close(key, Closed::Failed);
-            }
         }
     }
 
@@ -414,6 +397,13 @@ impl<I: Io> Worker<I> {
         let now = self.io.now();
         let Some(seat) = self.seats.get_mut(key) else { return };
         if !seat.connection.is_unanswering() {
+            return;
+        }
+        if seat.preamble {
+            // What comes after it may be here already.
+            if self.take_preamble(key) {
+                self.read(key);
+            }
             return;
         }
         let mut fresh = 0;

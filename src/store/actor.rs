@@ -1,4 +1,4 @@
-//! The one thread that runs SQL: answers workers' questions from the database.
+//! The one thread that runs SQL for Nix's clients: answers workers' questions from the database.
 //!
 //! A question that finds the database locked is put off and tried again every few milliseconds, each to its own
 //! deadline, so that one locked database does not make the questions behind it wait in turn. A big database is

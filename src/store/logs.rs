@@ -114,6 +114,12 @@ pub fn find(log_dir: &Path, name: &LogName, decoders: &Decoders) -> Result<Optio
     }
 }
 
+/// Whether there is a log of this derivation in the log folder `log_dir`.
+pub fn is_there(log_dir: &Path, drv: &StorePath) -> bool {
+    let places = places(&log_dir.join("drvs"), drv.as_str());
+    places.iter().flatten().any(|place| place.symlink_metadata().is_ok_and(|found| found.is_file()))
+}
+
 impl LogReader {
     /// The next piece, of at most [`limits::LOG_PART`] bytes; a shorter one is the last.
     ///
@@ -145,15 +151,20 @@ impl std::fmt::Debug for LogReader {
     }
 }
 
-/// Opens the log of the derivation `basename`, in the order in which Nix looks. A basename is ASCII without a
-/// slash, and longer than two characters: what is opened lies in `drvs`.
-fn open_any(drvs: &Path, basename: &str, decoders: &Decoders) -> Result<Option<LogBody>, LogError> {
+/// Where the log of the derivation `basename` may be, in the order in which Nix looks: as it is, then packed. A basename
+/// is ASCII without a slash, and longer than two characters: each of them lies in `drvs`.
+fn places(drvs: &Path, basename: &str) -> [[PathBuf; 2]; 2] {
     let (first, rest) = basename.split_at(2);
-    for place in [drvs.join(first).join(rest), drvs.join(basename)] {
-        if let Some((file, len)) = open(&place)? {
+    let in_folder = |folder: &Path, name: &str| [folder.join(name), folder.join(format!("{name}.bz2"))];
+    [in_folder(&drvs.join(first), rest), in_folder(drvs, basename)]
+}
+
+/// Opens the log of the derivation `basename`.
+fn open_any(drvs: &Path, basename: &str, decoders: &Decoders) -> Result<Option<LogBody>, LogError> {
+    for [plain, packed] in places(drvs, basename) {
+        if let Some((file, len)) = open(&plain)? {
             return Ok(Some(LogBody::Plain { file: Arc::new(file), len }));
         }
-        let packed = place.with_file_name(format!("{}.bz2", place.file_name().unwrap_or_default().display()));
         if let Some((file, _)) = open(&packed)? {
             return begin(file, packed, decoders).map(Some);
         }

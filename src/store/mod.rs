@@ -1,11 +1,12 @@
 //! The local Nix store: database, index of valid paths, freshness, temporary roots, build logs.
 //!
-//! Metadata is read by one actor ([`actor`]), the only thread that runs SQL. A worker holds a [`view`]: a
-//! snapshot of which paths are valid, a bounded cache of rendered narinfos, and a connection on which it asks
-//! nothing but whether the database has changed.
+//! Metadata that clients wait for is read by one actor ([`actor`]); what people look at, by another ([`browse`]). A
+//! worker holds a [`view`]: a snapshot of which paths are valid, a bounded cache of rendered narinfos, and a connection
+//! on which it asks nothing but whether the database has changed.
 
 pub mod actor;
 pub mod add;
+pub mod browse;
 pub mod database;
 pub mod debuginfo;
 pub mod files;

@@ -1,154 +1,124 @@
 //! The pages people look at: values in, HTML out. No script, nothing from elsewhere, one inline style that
 //! [`CONTENT_SECURITY_POLICY`] names by its hash.
+//!
+//! Links are relative to the page, so that the site may lie below any path of a proxy's.
+
+mod folder;
+mod landing;
+mod path;
+mod search;
 
 use std::borrow::Cow;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::http::target::encode_segment;
+use crate::formats::store_path::StorePath;
+
+pub use folder::{Entry, EntryKind, folder};
+pub use landing::{Activity, Landing, landing};
+pub use path::{PathPage, path};
+pub use search::{SearchPage, search};
 
 /// The media type of the pages.
 pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 
-/// The value of Content-Security-Policy for the pages: the style, by the hash of its text, and nothing else. A
-/// test computes the hash again.
+/// The value of Content-Security-Policy for the pages: the style, by the hash of its text, a form that asks this very
+/// server, and nothing else. A test computes the hash again.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-otIReqyihhZjNSs8L+mOUfQq/qK86NTIjxkQUvXgZzc='; base-uri 'none'; \
-    form-action 'none'; frame-ancestors 'none'";
+    style-src 'sha256-YGdr3qLj3kvzmLIC+3BeyzyccZ10VC+zsez9PlZooYo='; base-uri 'none'; \
+    form-action 'self'; frame-ancestors 'none'";
 
-/// System fonts and colours; light or dark as the reader's system is.
-const STYLE: &str = "\
-:root{color-scheme:light dark}\
-body{max-width:48rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif}\
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}\
-pre{padding:.75rem;overflow-x:auto;border:1px solid GrayText;border-radius:.25rem;user-select:all}\
-dt{font-weight:bold}dd{margin:0 0 .5rem}\
-table{border-collapse:collapse;width:100%}td,th{padding:.1rem .75rem .1rem 0;text-align:left}\
-td:last-child,th:last-child{text-align:right;font-variant-numeric:tabular-nums}";
+/// System fonts; light or dark as the reader's system is.
+const STYLE: &str = include_str!("style.css");
 
-/// What the landing page says.
-#[derive(Clone, Debug)]
-pub struct Landing<'a> {
-    /// Where clients reach this server, such as `http://cache.example:5000`, if that is known.
-    pub url: Option<&'a str>,
-    /// The store directory.
-    pub store_dir: &'a str,
-    /// How many store paths are valid, if that is known.
-    pub paths: Option<usize>,
-    /// Nix-cache-info's priority.
-    pub priority: i32,
-    /// The public keys of those that sign, as clients list them.
-    pub public_keys: &'a [String],
-}
-
-/// The page at `/`.
-pub fn landing(page: &Landing<'_>) -> String {
-    let url = page.url.unwrap_or("http://this-server:5000");
-    let body = html! {
-        h1 { "Harmonia" }
-        p { "A Nix binary cache. It serves this machine's store to Nix clients." }
-        dl {
-            dt { "Version" } dd { (env!("CARGO_PKG_VERSION")) }
-            dt { "Store directory" } dd { code { (page.store_dir) } }
-            @if let Some(paths) = page.paths { dt { "Store paths" } dd { (grouped(paths)) } }
-            dt { "Priority" } dd { (page.priority) }
-        }
-        h2 { "Use it" }
-        @if page.public_keys.is_empty() {
-            p { "In " code { "nix.conf" } ":" }
-            pre { code { "extra-substituters = " (url) } }
-            p {
-                "This cache does not sign. Clients take only paths that are signed already, by a key they trust, and "
-                "content-addressed ones."
-            }
-        } @else {
-            p { "In " code { "nix.conf" } ":" }
-            pre { code {
-                "extra-substituters = " (url) "\n"
-                "extra-trusted-public-keys = " (page.public_keys.join(" "))
-            } }
-            h2 { @if page.public_keys.len() == 1 { "Public key" } @else { "Public keys" } }
-            @for key in page.public_keys { pre { code { (key) } } }
-        }
-        h2 { "More" }
-        ul {
-            li { a href="nix-cache-info" { "nix-cache-info" } }
-            li { a href="metrics" { "Metrics" } ", for Prometheus" }
-        }
-    };
-    document("Harmonia", &body)
-}
-
-/// One name in a folder.
+/// A store path in a list.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry<'a> {
-    /// The name; any bytes but a slash and NUL.
-    pub name: &'a [u8],
-    /// What it is.
-    pub kind: EntryKind,
+pub struct Item<'a> {
+    /// The path.
+    pub path: &'a StorePath,
+    /// The size of its NAR in bytes, if that is known.
+    pub nar_size: Option<u64>,
 }
 
-/// What a name in a folder stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryKind {
-    /// A folder.
-    Folder,
-    /// A file of so many bytes.
-    File(u64),
-    /// A symbolic link.
-    Link,
+/// What stands around every page.
+struct Frame<'a> {
+    title: &'a str,
+    /// What leads from the page to the root of the site: `./`, `../` …
+    root: &'a str,
+    /// Whether the search form is in the header: a page that has its own needs no second one.
+    form: bool,
+    /// Whether search engines may list it: one page of this site is enough.
+    listed: bool,
 }
 
-/// The page of a folder of a store path. `place` is the store path's name and what is below it, decoded, such
-/// as `<hash>-hello/share/doc`. `cut` says that there are more entries than these.
-///
-/// Links are relative: the page must be asked for with a slash at the end of its address.
-pub fn folder<'a>(place: &[u8], entries: impl IntoIterator<Item = Entry<'a>>, cut: bool) -> String {
-    let place = shown(place);
-    let body = html! {
-        h1 { (place) }
-        table {
-            thead { tr { th { "Name" } th { "Size" } } }
-            tbody {
-                @if place.contains('/') { tr { td { a href="../" { "../" } } td {} } }
-                @for entry in entries { (row(entry)) }
-            }
-        }
-        @if cut { p { "There are more; the list was cut." } }
-    };
-    document(&place, &body)
-}
-
-fn row(entry: Entry<'_>) -> Markup {
-    let slash = if entry.kind == EntryKind::Folder { "/" } else { "" };
-    html! {
-        tr {
-            td { a href={ (encode_segment(entry.name)) (slash) } { (shown(entry.name)) (slash) } }
-            td {
-                @match entry.kind {
-                    EntryKind::Folder => {},
-                    EntryKind::File(size) => (grouped(size)),
-                    EntryKind::Link => "link",
-                }
-            }
-        }
-    }
-}
-
-fn document(title: &str, body: &Markup) -> String {
+fn document(frame: &Frame<'_>, body: &Markup) -> String {
+    let Frame { title, root, form, listed } = frame;
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
+                @if !listed { meta name="robots" content="noindex, nofollow"; }
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
-            body { main { (body) } }
+            body {
+                a.skip href="#main" { "Skip to the content" }
+                header {
+                    a.brand href=(root) { "Harmonia" }
+                    @if *form { (search_form(root, "", &html! {})) }
+                }
+                main #main { (body) }
+                footer { "Harmonia " (env!("CARGO_PKG_VERSION")) ", a Nix binary cache" }
+            }
         }
     }
     .into_string()
+}
+
+/// The form that asks for names. `more` stands behind its button.
+fn search_form(root: &str, words: &str, more: &Markup) -> Markup {
+    html! {
+        form role="search" action={ (root) "search" } method="get" {
+            label.hidden for="q" { "Name of a store path" }
+            input #q type="search" name="q" value=(words) placeholder="Name of a store path" spellcheck="false"
+                autocapitalize="none";
+            button type="submit" { "Search" }
+            (more)
+        }
+    }
+}
+
+/// Text to be copied: one click selects it all.
+fn snippet(label: &str, text: &str) -> Markup {
+    html! {
+        figure {
+            figcaption { (label) }
+            pre { code { (text) } }
+        }
+    }
+}
+
+/// Store paths as links to their pages. `below` leads from this page to where those lie.
+fn path_table<'a>(caption: &str, below: &str, items: impl IntoIterator<Item = Item<'a>>) -> Markup {
+    html! {
+        table {
+            caption.hidden { (caption) }
+            thead { tr { th scope="col" { "Name" } th scope="col" { "NAR size" } } }
+            tbody {
+                @for Item { path, nar_size } in items {
+                    tr {
+                        td {
+                            a href={ (below) (path.hash()) } { (path.name()) }
+                            span.soft { code { (path.hash()) } }
+                        }
+                        td { @if let Some(size) = nar_size { (bytes(size)) } }
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A name for people: bytes that are not UTF-8 become U+FFFD, and so do control characters, among them those
@@ -170,64 +140,94 @@ fn grouped(number: impl ToString) -> String {
     groups.join("\u{2009}")
 }
 
+/// A size with its unit and three digits, nearly: `512 B`, `1.25 KiB`, `31.4 GiB`.
+fn bytes(size: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = size as f64;
+    if size < 1024 {
+        return format!("{size} B");
+    }
+    for unit in units {
+        value /= 1024.0;
+        // What would be written as 1024 of one unit is one of the next.
+        if value < 1023.5 || unit == "EiB" {
+            let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+            return format!("{value:.digits$} {unit}");
+        }
+    }
+    unreachable!("the last unit takes everything")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use data_encoding::BASE64;
     use sha2::{Digest, Sha256};
 
-    const LANDING: Landing<'_> =
-        Landing { url: None, store_dir: "/nix/store", paths: Some(1234567), priority: 30, public_keys: &[] };
-
     #[test]
     fn the_policy_names_the_style() {
         let hash = format!("'sha256-{}'", BASE64.encode(&Sha256::digest(STYLE)));
         assert!(CONTENT_SECURITY_POLICY.contains(&hash), "the style's hash is {hash}");
-        let page = landing(&LANDING);
+        let frame = Frame { title: "a <title>", root: "./", form: true, listed: false };
+        let page = document(&frame, &html! { h1 { "x" } });
         assert!(page.contains(&format!("<style>{STYLE}</style>")), "the browser hashes these very bytes");
         assert!(!page.contains("style=\"") && !page.contains("<script"));
+        assert!(page.contains("<title>a &lt;title&gt;</title>"));
+        assert!(page.contains("content=\"noindex, nofollow\""));
     }
 
     #[test]
-    fn landing_with_keys_and_without() {
-        let unsigned = landing(&LANDING);
-        assert!(unsigned.contains("does not sign") && !unsigned.contains("trusted-public-keys"));
-        assert!(unsigned.contains("1\u{2009}234\u{2009}567"));
-        let keys = ["a-1:AAAA=".to_owned(), "b-1:<B>=".to_owned()];
-        let signed =
-            landing(&Landing { url: Some("http://cache.example:5000"), public_keys: &keys, ..LANDING });
-        assert!(signed.contains(
-            "extra-substituters = http://cache.example:5000\nextra-trusted-public-keys = a-1:AAAA= b-1:&lt;B&gt;="
-        ));
-        assert!(signed.contains("<pre><code>a-1:AAAA=</code></pre>"));
-    }
-
-    #[test]
-    fn odd_names() {
-        let entry = |name, kind| Entry { name, kind };
-        let page = folder(
-            b"00000000000000000000000000000000-x/<i>",
-            [
-                entry(&b"a b&\"<script>"[..], EntryKind::File(1234)),
-                entry(b"caf\xe9", EntryKind::Link),
-                entry(b"javascript:x", EntryKind::Folder),
-                entry(b"a?b#c%2f", EntryKind::File(0)),
-                entry(b"gpj.\xe2\x80\xaeexe", EntryKind::File(1)),
-            ],
-            true,
-        );
-        for expected in [
-            "<h1>00000000000000000000000000000000-x/&lt;i&gt;</h1>",
-            "<a href=\"../\">../</a>",
-            "<a href=\"a%20b%26%22%3Cscript%3E\">a b&amp;&quot;&lt;script&gt;</a></td><td>1\u{2009}234</td>",
-            "<a href=\"caf%E9\">caf\u{fffd}</a></td><td>link</td>",
-            "<a href=\"javascript%3Ax/\">javascript:x/</a></td><td></td>",
-            "<a href=\"a%3Fb%23c%252f\">a?b#c%2f</a></td><td>0</td>",
-            "<a href=\"gpj.%E2%80%AEexe\">gpj.\u{fffd}exe</a>",
-            "the list was cut",
+    fn sizes_have_three_digits() {
+        for (size, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_235, "10.0 KiB"),
+            (102_348, "99.9 KiB"),
+            (102_399, "100 KiB"),
+            (1_048_063, "1023 KiB"),
+            (1_048_064, "1.00 MiB"),
+            (33_715_493_273, "31.4 GiB"),
+            (u64::MAX, "16.0 EiB"),
         ] {
-            assert!(page.contains(expected), "{expected} is not in\n{page}");
+            assert_eq!(bytes(size), text, "{size}");
         }
-        assert!(!folder(b"0-x", [], false).contains("../"), "nothing is above a store path");
+    }
+
+    /// How bright a colour looks, by WCAG 2.
+    fn luminance(colour: &str) -> f64 {
+        let digits = colour.trim_start_matches('#');
+        let long: String = match digits.len() {
+            3 => digits.chars().flat_map(|digit| [digit, digit]).collect(),
+            _ => digits.to_owned(),
+        };
+        let channel = |at: usize| {
+            let value = f64::from(u8::from_str_radix(&long[at..at + 2], 16).expect("two digits")) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * channel(0) + 0.7152 * channel(2) + 0.0722 * channel(4)
+    }
+
+    #[test]
+    fn text_stands_out_from_what_is_behind_it() {
+        let themes: Vec<&str> = STYLE.split(":root{").skip(1).collect();
+        assert_eq!(themes.len(), 2, "light and dark");
+        for theme in themes {
+            let colour = |name: &str| {
+                let (_, after) = theme.split_once(&format!("--{name}:")).expect("it is set");
+                luminance(after.split([';', '}']).next().expect("a value"))
+            };
+            let contrast = |front: &str, back: &str| {
+                let (front, back) = (colour(front), colour(back));
+                (front.max(back) + 0.05) / (front.min(back) + 0.05)
+            };
+            for back in ["back", "card", "code"] {
+                for front in ["text", "soft", "link"] {
+                    let found = contrast(front, back);
+                    assert!(found >= 4.5, "--{front} on --{back}: {found:.1}");
+                }
+            }
+            assert!(contrast("card", "link") >= 4.5, "a button's text");
+        }
     }
 }

@@ -1,0 +1,140 @@
+//! Whom proxies ask for: `Forwarded` (RFC 7239) and `X-Forwarded-For`.
+//!
+//! Anybody can send these, so each address is worth as much as whoever added it: the list is read from its end, where the
+//! nearest proxy wrote, as long as those who wrote are trusted.
+
+use std::net::IpAddr;
+
+/// The client behind a trusted proxy: the last address in `head` that is not itself a trusted proxy's. `head` is a whole
+/// request head that was understood. `None` where nothing that can be trusted says more.
+///
+/// `Forwarded` is read where it is there, and `X-Forwarded-For` else.
+pub fn client(head: &[u8], is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+    let standard: Vec<&[u8]> = values(head, b"forwarded").collect();
+    let addresses: Vec<Option<IpAddr>> = if standard.is_empty() {
+        values(head, b"x-forwarded-for")
+            .flat_map(|value| value.split(|byte| *byte == b',').map(address))
+            .collect()
+    } else {
+        standard.into_iter().flat_map(|value| separated(value, b',')).map(for_of).collect()
+    };
+    let mut found = None;
+    for address in addresses.into_iter().rev() {
+        // One who hides, or who writes what nobody understands, ends what is known.
+        let address = address?;
+        found = Some(address);
+        if !is_trusted(address) {
+            break;
+        }
+    }
+    found
+}
+
+/// The value of the first line called `name`, in lower case, of a request head that was understood.
+pub fn field<'h>(head: &'h [u8], name: &[u8]) -> Option<&'h [u8]> {
+    values(head, name).next()
+}
+
+/// The values of all lines called `name`.
+fn values<'h>(head: &'h [u8], name: &[u8]) -> impl Iterator<Item = &'h [u8]> {
+    head.split(|byte| *byte == b'\n').skip(1).filter_map(move |line| {
+        let colon = memchr::memchr(b':', line)?;
+        line[..colon].eq_ignore_ascii_case(name).then(|| line[colon + 1..].trim_ascii())
+    })
+}
+
+/// The parts of a value; within quotes nothing separates.
+fn separated(value: &[u8], separator: u8) -> Vec<&[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    value
+        .split(|&byte| {
+            let separates = byte == separator && !quoted;
+            quoted ^= byte == b'"' && !escaped;
+            escaped = byte == b'\\' && quoted && !escaped;
+            separates
+        })
+        .collect()
+}
+
+/// The address in an element's `for=`; `None` for one that is hidden, unknown or not there.
+fn for_of(element: &[u8]) -> Option<IpAddr> {
+    separated(element, b';').into_iter().find_map(|pair| {
+        let (name, value) = pair.split_at_checked(memchr::memchr(b'=', pair)?)?;
+        let is_for = name.trim_ascii().eq_ignore_ascii_case(b"for");
+        if is_for { address(unquoted(value[1..].trim_ascii())) } else { None }
+    })
+}
+
+/// A value without the quotes around it.
+fn unquoted(value: &[u8]) -> &[u8] {
+    match value {
+        [b'"', inner @ .., b'"'] => inner,
+        whole => whole,
+    }
+}
+
+/// An address, in brackets or not, with a port or without.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text.trim_ascii()).ok()?;
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    if let Some(inner) = text.strip_prefix('[') {
+        let (address, port) = inner.split_once(']')?;
+        let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        return address.parse().ok().filter(|_| is_port);
+    }
+    let (address, port) = text.split_once(':')?;
+    address.parse().ok().filter(|_| is_port(port))
+}
+
+/// Digits, or a name that stands for them (`_gazonk`).
+fn is_port(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// With 10.* trusted.
+    fn found(lines: &str) -> Option<String> {
+        let head = format!("GET /?Forwarded:for=9.9.9.9 HTTP/1.1\r\nHost: x\r\n{lines}\r\n\r\n");
+        let is_trusted = |address: IpAddr| address.to_string().starts_with("10.");
+        client(head.as_bytes(), is_trusted).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn the_last_that_is_not_trusted() {
+        for (lines, address) in [
+            ("X-Forwarded-For: 192.0.2.1", Some("192.0.2.1")),
+            ("x-forwarded-for: 6.6.6.6, 192.0.2.1, 10.0.0.1", Some("192.0.2.1")),
+            ("X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 192.0.2.1", Some("192.0.2.1")),
+            ("X-Forwarded-For: 10.0.0.2,10.0.0.1", Some("10.0.0.2")),
+            ("X-Forwarded-For: 192.0.2.1:4711", Some("192.0.2.1")),
+            ("X-Forwarded-For: [2001:db8::1]:80, 10.0.0.1", Some("2001:db8::1")),
+            ("X-Forwarded-For: 2001:db8::1", Some("2001:db8::1")),
+            ("X-Forwarded-For: 6.6.6.6, nonsense", None),
+            ("X-Forwarded-For: ", None),
+            ("Other: x", None),
+            ("Forwarded: for=192.0.2.1;proto=http;by=203.0.113.43", Some("192.0.2.1")),
+            ("Forwarded: proto=https ; For=\"[2001:db8:cafe::17]:4711\"", Some("2001:db8:cafe::17")),
+            ("Forwarded: for=6.6.6.6, for=192.0.2.1, for=10.0.0.1", Some("192.0.2.1")),
+            ("Forwarded: for=6.6.6.6, for=\"_a, for=7.7.7.7\", for=10.0.0.1", None),
+            ("Forwarded: for=\"\\\"\", for=192.0.2.1", Some("192.0.2.1")),
+            ("Forwarded: for=unknown", None),
+            ("Forwarded: by=1.1.1.1", None),
+            ("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 6.6.6.6", Some("192.0.2.1")),
+        ] {
+            assert_eq!(found(lines).as_deref(), address, "{lines}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_has_an_outcome(name in "(X-Forwarded-For|Forwarded)", value in "[ -~]{0,80}") {
+            let _ = found(&format!("{name}: {value}"));
+        }
+    }
+}
