@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -183,6 +183,26 @@ impl Compressor {
         self.0.metrics.begun();
         self.0.wake.notify_one();
         Ok(Compressing::Job(job))
+    }
+
+    /// Has a NAR compressed, and waits until it is, or cannot be, which is told where it failed. Says whether it is worth
+    /// going on with others.
+    pub fn compress_to_the_end(&self, wanted: Wanted) -> bool {
+        let job = match self.compress(wanted) {
+            Ok(Compressing::Job(job)) => job,
+            Ok(Compressing::Done(_)) => return true,
+            Err(error) => return !matches!(error, CompressError::Ended | CompressError::NoCache),
+        };
+        let (sender, ended) = mpsc::sync_channel(1);
+        let waiter = move || {
+            // There is room for the one.
+            let _ = sender.try_send(());
+        };
+        if job.end(Box::new(waiter)).is_none() {
+            // The job calls it at its end, whatever that is.
+            let _ = ended.recv();
+        }
+        !matches!(job.error(), Some(CompressError::Ended))
     }
 
     fn run(&self) {

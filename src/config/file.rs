@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
-use super::{COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, Place, TlsFiles, absolute};
+use super::{
+    COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, Place, Precompress, TlsFiles, absolute,
+};
 use crate::limits::WORKERS_MAX;
 
 /// Every key, in the order of the documentation.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "bind",
     "workers",
     "max_connection_rate",
@@ -31,6 +33,7 @@ const KEYS: [&str; 21] = [
     "compression_level",
     "compression_threads",
     "compression_cold",
+    "precompress",
     "zstd",
 ];
 
@@ -270,11 +273,14 @@ impl<'t> Reader<'t> {
         })?;
         let colds = [("stream", Cold::Stream), ("identity", Cold::Identity)];
         let cold = self.one_of("compression_cold", "\"stream\" or \"identity\"", &colds)?;
+        let aheads = [("none", Precompress::Nothing), ("recent", Precompress::Recent)];
+        let precompress = self.one_of("precompress", "\"none\" or \"recent\"", &aheads)?;
         let is_zstd = format != Some(Format::Xz);
         Ok(Compression {
             format,
             level: zstd_level.filter(|_| is_zstd).or(level).unwrap_or(COMPRESSION_LEVEL),
             threads: threads.map(|(threads, _)| threads),
+            precompress: precompress.unwrap_or(Precompress::Nothing),
             cold: cold.unwrap_or(if is_zstd { Cold::Stream } else { Cold::Identity }),
         })
     }

@@ -91,6 +91,7 @@ impl<'s> Run<'s> {
             zstd: Encoding::new(Format::Zstd, 6),
             xz: Encoding::new(Format::Xz, 6),
             threads: 1,
+            is_ahead: false,
         };
         let plan = Plan {
             store: shop.settings.clone(),

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::Site;
+use super::ahead::Ahead;
 use super::compressed::{Cold, Compression};
 use super::listener::{self, Acceptor, Peer};
 use super::load::Load;
@@ -73,6 +74,8 @@ pub struct CompressionPlan {
     pub xz: Encoding,
     /// How many threads do it, at least one.
     pub threads: usize,
+    /// Newly registered paths are compressed before anybody asks.
+    pub is_ahead: bool,
 }
 
 /// Why a server could not start.
@@ -178,6 +181,11 @@ impl Server {
         actors.extend(compressor.spawn(plan.compression.threads)?);
         let cached = cache::actor::Actor::new(compressor.clone(), outlet(&workers, worker::Message::Cache));
         actors.extend(cached.spawn(limits::CACHE_THREADS, &cache_inbox)?);
+        if let Some(format) = compression.offered.filter(|_| plan.compression.is_ahead) {
+            let (ahead, lives) =
+                (Ahead::new(settings, compressor.clone(), compression.of(format)), lives.clone());
+            actors.push(spawn("ahead", move || ahead.run(&lives))?);
+        }
         actors.extend(start_files(settings, &files_inbox, lives, &workers)?);
 
         let rooms = Rooms {
