@@ -109,6 +109,8 @@ pub struct Compression {
     pub cold: Cold,
     /// What is compressed before anybody asks.
     pub precompress: Precompress,
+    /// NARs that are asked for as they are, are encoded on the way for clients that take that.
+    pub in_transport: bool,
 }
 
 /// A format of compressed NARs.
@@ -708,6 +710,7 @@ mod tests {
             threads: None,
             cold: Cold::Stream,
             precompress,
+            in_transport: false,
         };
         assert_eq!(old.compression, zstd);
         let said = old.warnings.join("\n");
@@ -722,6 +725,7 @@ mod tests {
             threads: None,
             cold: Cold::Identity,
             precompress,
+            in_transport: false,
         };
         assert_eq!(read("compression = 'xz'\n[zstd]\nlevel = 3").compression, xz);
         let all = read(
@@ -738,6 +742,7 @@ mod tests {
         assert!(refusal("compression = 'zstd'\ncompression_level = 0").contains("from 1 to 22"));
         assert!(refusal("compression = 'xz'\ncompression_level = 10").contains("from 0 to 9"));
         assert!(refusal("compression_threads = 0").contains("from 1 to 1024"));
+        assert!(read("transport_compression = true").compression.in_transport);
         assert_eq!(read("precompress = 'recent'").compression.precompress, Precompress::Recent);
         assert!(refusal("precompress = 'all'").contains("must be \"none\" or \"recent\""));
         assert!(refusal("compression_cold = 'wait'").contains("`compression_cold` must be"));

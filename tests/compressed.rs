@@ -260,3 +260,63 @@ fn what_is_registered_is_compressed_before_anybody_asks() {
     assert_eq!(field(&narinfo(&server, &old), "FileHash"), None);
     assert!(decompressed("zstd", &server.get(&url(&server, &new[0])).body) == store.dump(&new[0]));
 }
+
+#[test]
+fn a_plain_nar_is_encoded_on_the_way_only_where_that_is_set() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "encoded", 1);
+    let nar = store.dump(&path);
+    let plain = |server: &Server| {
+        let link = server.get(&format!("/{}.narinfo", hash_of(&path)));
+        format!("/{}", link.header("nix-link").expect("a narinfo has one"))
+    };
+    let zstd = ["Accept-Encoding: br, zstd;q=0.9"];
+    let off = compressing(&store, cache.path(), "none").start();
+    let url = plain(&off);
+    let answer = off.connect().get_with(&url, &zstd);
+    assert!(answer.body == nar && answer.header("content-encoding").is_none());
+    assert_eq!(answer.header("vary"), None);
+    drop(off);
+
+    let server = compressing(&store, cache.path(), "none").line("transport_compression = true").start();
+    let mut tags = Vec::new();
+    for _ in 0..2 {
+        let encoded = server.connect().get_with(&url, &zstd);
+        assert_eq!((encoded.status, encoded.header("content-encoding")), (200, Some("zstd")));
+        assert_eq!(encoded.header("content-type"), Some("application/x-nix-archive"));
+        assert_eq!(
+            (encoded.header("vary"), encoded.header("accept-ranges")),
+            (Some("Accept-Encoding"), None)
+        );
+        assert!(decompressed("zstd", &encoded.body) == nar);
+        tags.push(encoded.header("etag").expect("it has a tag").to_owned());
+        // Once it is known, its length is told.
+        poll("it to be kept", COMPRESS_LIMIT, || {
+            server
+                .connect()
+                .head(&url, &zstd)
+                .content_length()
+                .filter(|len| *len == encoded.body.len() as u64)
+        });
+    }
+    assert_eq!(tags[0], tags[1]);
+    for accepted in ["Accept-Encoding: gzip", "Accept-Encoding: zstd;q=0", "Accept: */*"] {
+        let identity = server.connect().get_with(&url, &[accepted]);
+        assert!(identity.body == nar && identity.header("content-encoding").is_none());
+        let (vary, ranges) = (identity.header("vary"), identity.header("accept-ranges"));
+        assert_eq!((vary, ranges), (Some("Accept-Encoding"), Some("bytes")));
+        assert_ne!(identity.header("etag"), Some(&*tags[0]));
+    }
+    // A part is of the NAR as it is, and the tag is of one of the two.
+    let part = server.connect().get_with(&url, &[zstd[0], "Range: bytes=1000-1999"]);
+    assert!(part.status == 206 && part.body == nar[1000..2000]);
+    let tag = format!("If-None-Match: {}", tags[0]);
+    let unchanged = server.connect().get_with(&url, &[zstd[0], &tag]);
+    assert_eq!((unchanged.status, unchanged.header("vary")), (304, Some("Accept-Encoding")));
+    assert_eq!(server.connect().get_with(&url, &[&tag]).status, 200);
+    let curl = Command::new("curl")
+        .args(["--silent", "--compressed"])
+        .arg(format!("{}{url}", server.url()))
+        .output();
+    assert!(curl.expect("curl runs").stdout == nar, "curl decodes what it asks for");
+}

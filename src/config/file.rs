@@ -12,7 +12,7 @@ use super::{
 use crate::limits::WORKERS_MAX;
 
 /// Every key, in the order of the documentation.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "bind",
     "workers",
     "max_connection_rate",
@@ -34,6 +34,7 @@ const KEYS: [&str; 22] = [
     "compression_threads",
     "compression_cold",
     "precompress",
+    "transport_compression",
     "zstd",
 ];
 
@@ -273,6 +274,7 @@ impl<'t> Reader<'t> {
         })?;
         let colds = [("stream", Cold::Stream), ("identity", Cold::Identity)];
         let cold = self.one_of("compression_cold", "\"stream\" or \"identity\"", &colds)?;
+        let in_transport = self.boolean("transport_compression")?.unwrap_or(false);
         let aheads = [("none", Precompress::Nothing), ("recent", Precompress::Recent)];
         let precompress = self.one_of("precompress", "\"none\" or \"recent\"", &aheads)?;
         let is_zstd = format != Some(Format::Xz);
@@ -281,6 +283,7 @@ impl<'t> Reader<'t> {
             level: zstd_level.filter(|_| is_zstd).or(level).unwrap_or(COMPRESSION_LEVEL),
             threads: threads.map(|(threads, _)| threads),
             precompress: precompress.unwrap_or(Precompress::Nothing),
+            in_transport,
             cold: cold.unwrap_or(if is_zstd { Cold::Stream } else { Cold::Identity }),
         })
     }

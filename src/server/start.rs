@@ -74,6 +74,8 @@ pub struct CompressionPlan {
     pub xz: Encoding,
     /// How many threads do it, at least one.
     pub threads: usize,
+    /// NARs are encoded on the way, for clients that take that.
+    pub in_transport: bool,
     /// Newly registered paths are compressed before anybody asks.
     pub is_ahead: bool,
 }
@@ -427,6 +429,7 @@ pub(super) fn compression(
 ) -> Compression {
     Compression {
         offered: plan.offered.filter(|_| cache.is_some()),
+        in_transport: plan.in_transport && cache.is_some(),
         cold: plan.cold,
         zstd: plan.zstd,
         xz: plan.xz,
