@@ -342,6 +342,14 @@ impl Compressor {
         self.0.metrics.saved(chunk, frame);
     }
 
+    /// Forgets how a NAR was compressed: it cannot be made so again.
+    pub(super) fn forget(&self, encoding: Encoding, nar_hash: &Sha256) {
+        let key = ManifestKey::of(&encoding.to_string(), nar_hash);
+        if let Some(Err(error)) = self.0.cache.as_ref().map(|cache| cache.forget_manifest(&key)) {
+            self.0.cache_failed(&error);
+        }
+    }
+
     /// See [`Shared::cache_failed`].
     pub(super) fn cache_failed(&self, error: &CacheError) {
         self.0.cache_failed(error);
