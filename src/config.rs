@@ -120,6 +120,10 @@ pub struct Compression {
     pub threads: Option<NonZeroUsize>,
     /// What becomes of a NAR that has not been compressed yet.
     pub cold: Cold,
+    /// What is compressed before anybody asks.
+    pub precompress: Precompress,
+    /// NARs that are asked for as they are, are encoded on the way for clients that take that.
+    pub in_transport: bool,
 }
 
 /// A format of compressed NARs.
@@ -156,6 +160,15 @@ pub enum LineForm {
     Text,
     /// A JSON object.
     Json,
+}
+
+/// What is compressed before anybody asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precompress {
+    /// Nothing.
+    Nothing,
+    /// Paths that are registered while the server runs.
+    Recent,
 }
 
 /// What the command line says beside the file; it wins.
@@ -768,7 +781,15 @@ mod tests {
             "enable_compression = true\n[zstd]\nlevel = 19\nlong_distance_matching = true\nwindow_log = 27\n\
              max_ldm_encoders_per_worker = 2",
         );
-        let zstd = Compression { format: Some(Format::Zstd), level: 19, threads: None, cold: Cold::Stream };
+        let precompress = Precompress::Nothing;
+        let zstd = Compression {
+            format: Some(Format::Zstd),
+            level: 19,
+            threads: None,
+            cold: Cold::Stream,
+            precompress,
+            in_transport: false,
+        };
         assert_eq!(old.compression, zstd);
         let said = old.warnings.join("\n");
         assert!(said.contains("long_distance_matching, window_log, max_ldm_encoders_per_worker"), "{said}");
@@ -776,7 +797,14 @@ mod tests {
         assert_eq!(read("").compression, plain);
         assert_eq!(read("enable_compression = true").compression.format, Some(Format::Zstd));
         assert_eq!(read("compression = 'none'\nenable_compression = true").compression, plain);
-        let xz = Compression { format: Some(Format::Xz), level: 6, threads: None, cold: Cold::Identity };
+        let xz = Compression {
+            format: Some(Format::Xz),
+            level: 6,
+            threads: None,
+            cold: Cold::Identity,
+            precompress,
+            in_transport: false,
+        };
         assert_eq!(read("compression = 'xz'\n[zstd]\nlevel = 3").compression, xz);
         let all = read(
             "compression = 'xz'\ncompression_level = 0\ncompression_threads = 3\ncompression_cold = 'stream'",
@@ -792,6 +820,9 @@ mod tests {
         assert!(refusal("compression = 'zstd'\ncompression_level = 0").contains("from 1 to 22"));
         assert!(refusal("compression = 'xz'\ncompression_level = 10").contains("from 0 to 9"));
         assert!(refusal("compression_threads = 0").contains("from 1 to 1024"));
+        assert!(read("transport_compression = true").compression.in_transport);
+        assert_eq!(read("precompress = 'recent'").compression.precompress, Precompress::Recent);
+        assert!(refusal("precompress = 'all'").contains("must be \"none\" or \"recent\""));
         assert!(refusal("compression_cold = 'wait'").contains("`compression_cold` must be"));
         let none = read("compression = 'zstd'\ncache_max_size = 0");
         assert!(none.warnings.iter().any(|said| said.contains("without a cache")));

@@ -421,6 +421,13 @@ pub const CACHE_SYNC_BYTES: u64 = 64 << 20;
 /// See [`CACHE_SYNC_BYTES`]: after so much time it is, however little there is.
 pub const CACHE_SYNC_TIME: Duration = Duration::from_secs(5);
 
+/// How often it is looked for newly registered paths that are to be compressed ahead. What a build made is copied
+/// elsewhere seconds after it at the earliest.
+pub const AHEAD_LOOK: Duration = Duration::from_secs(2);
+
+/// How many of them are held at a time; the others wait in the database.
+pub const AHEAD_ROWS: usize = 256;
+
 /// How often it is looked, while nothing is compressed, whether the cache's folder was cleared or deleted: its space is
 /// free only then.
 pub const CACHE_LOOK: Duration = Duration::from_secs(5);

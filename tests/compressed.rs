@@ -114,10 +114,10 @@ fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
         "nothing was compressed again"
     );
     assert_eq!(server.metric("harmonia_compressed_nars_total", &["hit"]), 1.0);
-    assert_eq!(
-        server.metric("harmonia_compressed_saved_bytes_total", &[]),
-        (nar.len() - first.body.len()) as f64
-    );
+    let saved = server.metric("harmonia_compressed_saved_bytes_total", &[]);
+    let smaller = (nar.len() - first.body.len()) as f64;
+    // Frames of noise are a little longer than it, and save nothing.
+    assert!(saved >= smaller && saved < smaller * 1.01, "{saved} of {smaller}");
     let head = server.connect().head(&url, &[]);
     assert_eq!((head.status, head.content_length()), (200, Some(first.body.len() as u64)));
     let unchanged = server.connect().get_with(&url, &[&format!("If-None-Match: {tag}")]);
@@ -246,4 +246,77 @@ fn many_ask_at_once_and_it_is_compressed_once() {
     assert!(bodies.iter().all(|body| *body == bodies[0]));
     let compressed = server.metric("harmonia_compress_chunk_bytes_total", &["chunks=\"compressed\""]);
     assert_eq!(compressed, nar.len() as f64);
+}
+
+#[test]
+fn what_is_registered_is_compressed_before_anybody_asks() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let old = add(&store, "old", 1);
+    let server = compressing(&store, cache.path(), "zstd").line("precompress = 'recent'").start();
+    let new = [add(&store, "new", 3), add(&store, "newer", 4)];
+    for path in &new {
+        poll("it to be compressed", COMPRESS_LIMIT, || field(&narinfo(&server, path), "FileHash"));
+    }
+    assert_eq!(field(&narinfo(&server, &old), "FileHash"), None);
+    assert!(decompressed("zstd", &server.get(&url(&server, &new[0])).body) == store.dump(&new[0]));
+}
+
+#[test]
+fn a_plain_nar_is_encoded_on_the_way_only_where_that_is_set() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "encoded", 1);
+    let nar = store.dump(&path);
+    let plain = |server: &Server| {
+        let link = server.get(&format!("/{}.narinfo", hash_of(&path)));
+        format!("/{}", link.header("nix-link").expect("a narinfo has one"))
+    };
+    let zstd = ["Accept-Encoding: br, zstd;q=0.9"];
+    let off = compressing(&store, cache.path(), "none").start();
+    let url = plain(&off);
+    let answer = off.connect().get_with(&url, &zstd);
+    assert!(answer.body == nar && answer.header("content-encoding").is_none());
+    assert_eq!(answer.header("vary"), None);
+    drop(off);
+
+    let server = compressing(&store, cache.path(), "none").line("transport_compression = true").start();
+    let mut tags = Vec::new();
+    for _ in 0..2 {
+        let encoded = server.connect().get_with(&url, &zstd);
+        assert_eq!((encoded.status, encoded.header("content-encoding")), (200, Some("zstd")));
+        assert_eq!(encoded.header("content-type"), Some("application/x-nix-archive"));
+        assert_eq!(
+            (encoded.header("vary"), encoded.header("accept-ranges")),
+            (Some("Accept-Encoding"), None)
+        );
+        assert!(decompressed("zstd", &encoded.body) == nar);
+        tags.push(encoded.header("etag").expect("it has a tag").to_owned());
+        // Once it is known, its length is told.
+        poll("it to be kept", COMPRESS_LIMIT, || {
+            server
+                .connect()
+                .head(&url, &zstd)
+                .content_length()
+                .filter(|len| *len == encoded.body.len() as u64)
+        });
+    }
+    assert_eq!(tags[0], tags[1]);
+    for accepted in ["Accept-Encoding: gzip", "Accept-Encoding: zstd;q=0", "Accept: */*"] {
+        let identity = server.connect().get_with(&url, &[accepted]);
+        assert!(identity.body == nar && identity.header("content-encoding").is_none());
+        let (vary, ranges) = (identity.header("vary"), identity.header("accept-ranges"));
+        assert_eq!((vary, ranges), (Some("Accept-Encoding"), Some("bytes")));
+        assert_ne!(identity.header("etag"), Some(&*tags[0]));
+    }
+    // A part is of the NAR as it is, and the tag is of one of the two.
+    let part = server.connect().get_with(&url, &[zstd[0], "Range: bytes=1000-1999"]);
+    assert!(part.status == 206 && part.body == nar[1000..2000]);
+    let tag = format!("If-None-Match: {}", tags[0]);
+    let unchanged = server.connect().get_with(&url, &[zstd[0], &tag]);
+    assert_eq!((unchanged.status, unchanged.header("vary")), (304, Some("Accept-Encoding")));
+    assert_eq!(server.connect().get_with(&url, &[&tag]).status, 200);
+    let curl = Command::new("curl")
+        .args(["--silent", "--compressed"])
+        .arg(format!("{}{url}", server.url()))
+        .output();
+    assert!(curl.expect("curl runs").stdout == nar, "curl decodes what it asks for");
 }

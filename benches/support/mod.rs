@@ -71,6 +71,7 @@ impl Warm {
                 compression: Compression {
                     offered: None,
                     cold: Cold::Stream,
+                    in_transport: false,
                     zstd: Encoding::new(Format::Zstd, 6),
                     xz: Encoding::new(Format::Xz, 6),
                     compressor: Compressor::new(None, None, metrics.compress()),

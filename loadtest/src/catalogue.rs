@@ -25,10 +25,12 @@ const LEARN_MAX: Duration = Duration::from_secs(600);
 pub struct Nar {
     /// Relative to the cache.
     pub url: String,
-    /// Bytes on the way.
-    pub size: u64,
+    /// Bytes on the way, where the narinfo tells it.
+    pub size: Option<u64>,
     /// Of the bytes on the way, where the narinfo tells it.
     pub sha256: Option<[u8; 32]>,
+    /// Hash and size of what is in it, where it is compressed by zstd.
+    pub packed: Option<([u8; 32], u64)>,
 }
 
 /// Where the paths are learned from.
@@ -213,7 +215,8 @@ impl Learning {
                 self.queue.push_back(reference);
             }
         }
-        self.found.push((hash.to_owned(), Nar { url: info.url, size: info.size, sha256: info.sha256 }));
+        let NarInfo { url, size, sha256, packed, .. } = info;
+        self.found.push((hash.to_owned(), Nar { url, size, sha256, packed }));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::catalogue::Source;
 use crate::compare::{Bound, Leg};
 use crate::measure::{Scenario, Settings};
+use crate::peers::Compression;
 
 /// Puts load on a Nix binary cache and says how it held.
 ///
@@ -138,6 +139,9 @@ pub struct Compare {
     /// Start both anew for every run, and do not warm them: what a first request costs.
     #[arg(long)]
     pub fresh: bool,
+    /// Both serve NARs compressed: the flat files are made so, and the settings file asks for it.
+    #[arg(long, value_name = "FORMAT")]
+    pub compression: Option<Compression>,
     /// A line more for the settings file, as 'cache_max_size = 0'; may be repeated.
     #[arg(long, value_name = "LINE")]
     pub setting: Vec<String>,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::catalogue::Source;
 use crate::measure::{MeasureError, Scenario, Session, Settings, Tell};
 use crate::output;
-use crate::peers::{FlatError, Peer, WORKERS, flat_files};
+use crate::peers::{Compression, FlatError, Peer, WORKERS, flat_files, flat_folder};
 use crate::process::Tree;
 use crate::spawn::{Server, StartError, free_port};
 use crate::stats::Run;
@@ -49,6 +49,8 @@ pub struct Comparison {
     pub fresh: bool,
     /// More lines of the server's settings file.
     pub settings: Vec<String>,
+    /// What NARs are compressed with, by both.
+    pub compression: Option<Compression>,
 }
 
 /// A scenario at a number of connections: `nar@16`.
@@ -228,7 +230,11 @@ fn run_in(
         .map_err(|source| CompareError::File { path: comparison.store.clone(), source })?;
     let folder = std::path::absolute(folder)
         .map_err(|source| CompareError::File { path: folder.to_owned(), source })?;
-    let flat = if comparison.peer.is_flat() { flat_files(&store, say)? } else { store.join("flat") };
+    let compression = comparison.compression;
+    let flat = match comparison.peer.is_flat() {
+        true => flat_files(&store, compression, say)?,
+        false => flat_folder(&store, compression),
+    };
     let sides = [
         Side {
             name: "server".to_owned(),
@@ -363,7 +369,9 @@ impl Side<'_> {
         let own = format!(
             "bind = \"127.0.0.1:{port}\"\nworkers = {WORKERS}\nreal_nix_store = \"{store}/nix/store\"\n"
         );
-        fs::write(&config, own + &self.comparison.settings.join("\n"))?;
+        let compression =
+            self.comparison.compression.map(|format| format!("compression = \"{}\"\n", format.name()));
+        fs::write(&config, own + &compression.unwrap_or_default() + &self.comparison.settings.join("\n"))?;
         let command = self.comparison.server.replace("{port}", &port.to_string());
         let command = command.replace("{store}", &store).replace("{config}", &config.display().to_string());
         // What it keeps is for this start alone, so that a fresh one has seen nothing.

@@ -9,6 +9,7 @@ use mio::{Interest, Registry, Token};
 use sha2::{Digest as _, Sha256};
 
 use crate::http::{ContentRange, Exchange, HttpError};
+use crate::unpack::Unpack;
 
 /// Most bytes dropped in the kernel by one call.
 pub const DROP_MAX: usize = 1 << 20;
@@ -32,6 +33,8 @@ pub enum Sink {
     Drop,
     Keep(Vec<u8>),
     Hash(Box<Sha256>),
+    /// Decompressed and hashed.
+    Unpack(Box<Unpack>),
 }
 
 /// A request to make.
@@ -442,6 +445,7 @@ fn receive_once(
         Sink::Keep(kept) if kept.len() + part.len() > KEEP_MAX => too_long = true,
         Sink::Keep(kept) => kept.extend_from_slice(part),
         Sink::Hash(hasher) => hasher.update(part),
+        Sink::Unpack(unpack) => unpack.update(part),
     });
     match taken {
         Err(error) => Err(Received::Failed(Failure::Http(error))),

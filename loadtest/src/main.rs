@@ -21,6 +21,7 @@ mod scenarios;
 mod spawn;
 mod stats;
 mod target;
+mod unpack;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -108,6 +109,7 @@ fn compare(args: &Compare) -> Result<bool, Error> {
         seed: args.seed,
         fresh: args.fresh,
         settings: args.setting.clone(),
+        compression: args.compression,
     };
     let peer = comparison.peer.name();
     let mut line = ProgressLine::new(args.quiet);

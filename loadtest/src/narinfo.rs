@@ -60,10 +60,12 @@ pub fn hash_part(path: &str) -> Option<&str> {
 pub struct NarInfo {
     /// Of the NAR, relative to the cache.
     pub url: String,
-    /// Bytes on the way.
-    pub size: u64,
+    /// Bytes on the way, where it tells: a cache that compresses as it sends does not know yet.
+    pub size: Option<u64>,
     /// Of the bytes on the way: FileHash where the file is compressed, else NarHash.
     pub sha256: Option<[u8; 32]>,
+    /// The NAR's hash and size in bytes, where the file is zstd's and is to be decompressed to it.
+    pub packed: Option<([u8; 32], u64)>,
     /// Hash parts of the references, a self-reference included.
     pub references: Vec<String>,
 }
@@ -126,7 +128,8 @@ impl NarInfo {
         let plain = compression == "none";
         Ok(Self {
             url: url.to_owned(),
-            size: if plain { nar_size } else { file_size.unwrap_or(nar_size) },
+            size: if plain { Some(nar_size) } else { file_size },
+            packed: nar_hash.filter(|_| compression == "zstd").map(|hash| (hash, nar_size)),
             sha256: if plain { nar_hash } else { file_hash },
             references: references.ok_or(NarInfoError::Field)?,
         })
@@ -172,7 +175,7 @@ mod tests {
     fn a_narinfo_is_read() {
         let info = NarInfo::parse(WRITTEN_BY_NIX.as_bytes(), ASKED).unwrap();
         assert_eq!(info.url, "nar/04946xvw2ppgs144lqmc65kv3xqqfzjk37gdw4ca6afc7wnimz5w.nar");
-        assert_eq!(info.size, 152);
+        assert_eq!((info.size, info.packed), (Some(152), None));
         assert!(info.sha256.is_some() && info.references.is_empty());
     }
 
@@ -183,8 +186,18 @@ mod tests {
             .replace("FileSize: 152", "FileSize: 90")
             .replace("FileHash: sha256:0", "FileHash: sha256:1");
         let info = NarInfo::parse(text.as_bytes(), ASKED).unwrap();
-        assert_eq!(info.size, 90);
+        assert_eq!((info.size, info.packed), (Some(90), None));
         assert_ne!(info.sha256, NarInfo::parse(WRITTEN_BY_NIX.as_bytes(), ASKED).unwrap().sha256);
+    }
+
+    #[test]
+    fn what_is_still_to_be_compressed_has_no_size() {
+        let text = WRITTEN_BY_NIX.replace("Compression: none", "Compression: zstd");
+        let lines = text.lines().filter(|line| !line.starts_with("File")).map(|line| format!("{line}\n"));
+        let info = NarInfo::parse(lines.collect::<String>().as_bytes(), ASKED).unwrap();
+        let plain = NarInfo::parse(WRITTEN_BY_NIX.as_bytes(), ASKED).unwrap();
+        assert_eq!((info.size, info.sha256), (None, None));
+        assert_eq!(info.packed, plain.sha256.map(|hash| (hash, 152)));
     }
 
     #[test]

@@ -19,6 +19,31 @@ pub enum Peer {
     Command(String),
 }
 
+/// What flat files are compressed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compression {
+    Zstd,
+    Xz,
+}
+
+impl Compression {
+    /// As Nix and settings files name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Xz => "xz",
+        }
+    }
+}
+
+/// The folder of a store's flat files.
+pub fn flat_folder(store: &Path, compression: Option<Compression>) -> PathBuf {
+    match compression {
+        None => store.join("flat"),
+        Some(compression) => store.join(format!("flat-{}", compression.name())),
+    }
+}
+
 /// Why there are no flat files.
 #[derive(Debug, thiserror::Error)]
 pub enum FlatError {
@@ -110,15 +135,20 @@ impl Peer {
 }
 
 /// The flat files of a store, made by Nix where they are not complete.
-pub fn flat_files(store: &Path, say: &mut dyn FnMut(&str)) -> Result<PathBuf, FlatError> {
-    let flat = store.join("flat");
+pub fn flat_files(
+    store: &Path,
+    compression: Option<Compression>,
+    say: &mut dyn FnMut(&str),
+) -> Result<PathBuf, FlatError> {
+    let flat = flat_folder(store, compression);
     let hashes = database::hash_parts(store)?;
     if hashes.iter().all(|hash| flat.join(format!("{hash}.narinfo")).exists()) {
         return Ok(flat);
     }
     say(&format!("copying {} paths to flat files, by nix copy", hashes.len()));
     let from = format!("local?root={}", store.display());
-    let to = format!("file://{}?compression=none", flat.display());
+    let to =
+        format!("file://{}?compression={}", flat.display(), compression.map_or("none", Compression::name));
     let mut copy = Command::new("nix");
     copy.args(["--extra-experimental-features", "nix-command", "copy", "--all", "--no-check-sigs"]);
     let output =

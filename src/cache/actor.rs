@@ -12,7 +12,7 @@ use super::manifest::Manifest;
 use super::stream::{Fetched, Stream, Tree};
 use crate::formats::hash::Sha256;
 use crate::mailbox::{Outlet, Receiver, Ticket};
-use crate::nar::Segment;
+use crate::nar::{Cursor, Segment};
 
 /// What this room is asked.
 #[derive(Debug)]
@@ -147,18 +147,20 @@ impl Actor {
                 }
             }
         }
-        Ok(Some(Stream::whole(manifest, makeable, Tree::Root(root))))
+        Ok(Some(Stream::whole(manifest, makeable, Tree::Root(root)).of(*nar_hash)))
     }
 
     fn open(&self, ticket: Ticket, wanted: Wanted, when: When) {
-        let (nar, encoding) = (wanted.nar.clone(), wanted.encoding);
+        let (nar, encoding, nar_hash) = (wanted.nar.clone(), wanted.encoding, wanted.nar_hash);
+        let whole =
+            move |manifest, nar: Cursor| Stream::whole(manifest, Some(encoding), nar.into()).of(nar_hash);
         let stream = match (self.compressor.compress(wanted), when) {
-            (Ok(Compressing::Done(manifest)), _) => Ok(Stream::whole(manifest, Some(encoding), nar.into())),
+            (Ok(Compressing::Done(manifest)), _) => Ok(whole(manifest, nar)),
             (Ok(Compressing::Job(job)), When::Begun) => Ok(Stream::following(job, nar)),
             (Ok(Compressing::Job(job)), When::Done) => {
                 let actor = self.clone();
                 return await_end(&job, move |ended| {
-                    let stream = ended.map(|manifest| Stream::whole(manifest, Some(encoding), nar.into()));
+                    let stream = ended.map(|manifest| whole(manifest, nar));
                     actor.outlet.send(ticket, Answer::Opened(stream));
                 });
             }

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -185,6 +185,26 @@ impl Compressor {
         Ok(Compressing::Job(job))
     }
 
+    /// Has a NAR compressed, and waits until it is, or cannot be, which is told where it failed. Says whether it is worth
+    /// going on with others.
+    pub fn compress_to_the_end(&self, wanted: Wanted) -> bool {
+        let job = match self.compress(wanted) {
+            Ok(Compressing::Job(job)) => job,
+            Ok(Compressing::Done(_)) => return true,
+            Err(error) => return !matches!(error, CompressError::Ended | CompressError::NoCache),
+        };
+        let (sender, ended) = mpsc::sync_channel(1);
+        let waiter = move || {
+            // There is room for the one.
+            let _ = sender.try_send(());
+        };
+        if job.end(Box::new(waiter)).is_none() {
+            // The job calls it at its end, whatever that is.
+            let _ = ended.recv();
+        }
+        !matches!(job.error(), Some(CompressError::Ended))
+    }
+
     fn run(&self) {
         let mut encoder = None;
         while let Some(task) = self.0.next() {
@@ -320,6 +340,14 @@ impl Compressor {
     /// A frame of so many bytes is sent in place of a chunk of so many.
     pub(super) fn saved(&self, chunk: u64, frame: u64) {
         self.0.metrics.saved(chunk, frame);
+    }
+
+    /// Forgets how a NAR was compressed: it cannot be made so again.
+    pub(super) fn forget(&self, encoding: Encoding, nar_hash: &Sha256) {
+        let key = ManifestKey::of(&encoding.to_string(), nar_hash);
+        if let Some(Err(error)) = self.0.cache.as_ref().map(|cache| cache.forget_manifest(&key)) {
+            self.0.cache_failed(&error);
+        }
     }
 
     /// See [`Shared::cache_failed`].

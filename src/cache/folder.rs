@@ -228,6 +228,17 @@ impl Cache {
         if is_due { self.sync() } else { Ok(()) }
     }
 
+    /// Forgets a manifest, if it is there.
+    ///
+    /// # Errors
+    /// When the inventory cannot be written.
+    pub fn forget_manifest(&self, key: &ManifestKey) -> Result<(), CacheError> {
+        let inventory = lock(&self.inventory);
+        self.appender().batch.manifests.remove(key);
+        self.known().manifests.remove(key);
+        inventory.forget_manifest(key)
+    }
+
     /// Makes what was put so far survive a power failure. Happens by itself when there is much of it or some time
     /// has passed; worth a call when nothing more is to be put for a while.
     ///

@@ -243,6 +243,14 @@ impl Inventory {
         })
     }
 
+    /// Forgets a manifest.
+    pub(super) fn forget_manifest(&self, key: &ManifestKey) -> Result<(), CacheError> {
+        self.ask(|connection| {
+            let sql = "delete from manifests where key = ?1";
+            connection.prepare_cached(sql)?.execute([key.as_bytes()]).map(drop)
+        })
+    }
+
     fn ask<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, CacheError> {
         query(&self.connection).map_err(|error| self.refused(error))
     }

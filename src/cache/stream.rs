@@ -6,6 +6,7 @@ use super::compress::Compressor;
 use super::encode::Encoding;
 use super::job::{CompressError, Input, Job, Progress, Waiter};
 use super::manifest::{Manifest, Part};
+use crate::formats::hash::Sha256;
 use crate::limits::STREAM_FRAMES;
 use crate::nar::{CASE_HACK, Cursor, NarError, Plan, Segment};
 
@@ -15,6 +16,8 @@ pub struct Stream {
     tree: Tree,
     /// `None` for an encoding of former times: its frames are there, or cannot be had.
     encoding: Option<Encoding>,
+    /// The NAR's hash, where the file is to be forgotten should it turn out not to be made again as it was.
+    nar_hash: Option<Sha256>,
     work: Work,
     /// The part that comes next.
     next: usize,
@@ -57,19 +60,27 @@ impl Stream {
     /// The whole of a file that was made before. `encoding` is `None` if this server does not make it any more.
     pub fn whole(manifest: Arc<Manifest>, encoding: Option<Encoding>, tree: Tree) -> Self {
         let left = Some(manifest.file_size());
-        Self { tree, encoding, work: Work::Whole(manifest), next: 0, skip: 0, left }
+        Self { tree, encoding, nar_hash: None, work: Work::Whole(manifest), next: 0, skip: 0, left }
+    }
+
+    /// The same, of the NAR with this hash. Should a frame that is gone not be made again as it was, the file is forgotten:
+    /// so whoever asks next has the whole NAR read, and hashed.
+    pub fn of(self, nar_hash: Sha256) -> Self {
+        Self { nar_hash: Some(nar_hash), ..self }
     }
 
     /// A file that is being made, from its start to its end.
     pub fn following(job: Arc<Job>, nar: Cursor) -> Self {
-        let encoding = Some(job.encoding);
-        Self { tree: Tree::Planned(nar), encoding, work: Work::Job(job), next: 0, skip: 0, left: None }
+        let (encoding, nar_hash) = (Some(job.encoding), Some(job.nar_hash));
+        let (tree, work) = (Tree::Planned(nar), Work::Job(job));
+        Self { tree, encoding, nar_hash, work, next: 0, skip: 0, left: None }
     }
 
     /// A file that is made as it is sent, for one client: there is no place for frames.
     pub fn alone(encoding: Encoding, nar: Cursor) -> Self {
         let work = Work::Alone(Box::new(Input::new(nar.clone())));
-        Self { tree: Tree::Planned(nar), encoding: Some(encoding), work, next: 0, skip: 0, left: None }
+        let tree = Tree::Planned(nar);
+        Self { tree, encoding: Some(encoding), nar_hash: None, work, next: 0, skip: 0, left: None }
     }
 
     /// The manifest, where the whole file is known.
@@ -183,16 +194,23 @@ impl Stream {
     fn remake(&mut self, compressor: &Compressor, manifest: &Manifest) -> Result<Segment, CompressError> {
         let part = manifest.parts()[self.next];
         let start = part.nar_end - manifest.chunk_len(self.next);
-        let mut nar = self.tree.planned(manifest.nar_size())?;
-        nar.set_range(start, manifest.nar_size());
-        let chunk = Input::new(nar).next(|_| ())?.unwrap_or_default();
         let encoding = self.encoding.ok_or(CompressError::Retired)?;
-        let (key, segment) = compressor.frame_now(encoding, &chunk)?;
-        let expected = part.file_end - begin(manifest.parts(), self.next);
-        if key != part.key || segment.len() != expected {
-            return Err(CompressError::Nar(NarError::Changed { file: self.tree.root().to_path_buf() }));
+        let expected = (part.key, part.file_end - begin(manifest.parts(), self.next));
+        let made = self.tree.planned(manifest.nar_size()).and_then(|mut nar| {
+            nar.set_range(start, manifest.nar_size());
+            Ok(Input::new(nar).next(|_| ())?.unwrap_or_default())
+        });
+        let changed = match made {
+            Ok(chunk) => match compressor.frame_now(encoding, &chunk)? {
+                (key, segment) if (key, segment.len()) == expected => return Ok(segment),
+                _ => NarError::Changed { file: self.tree.root().to_path_buf() },
+            },
+            Err(error) => error,
+        };
+        if let Some(nar_hash) = &self.nar_hash {
+            compressor.forget(encoding, nar_hash);
         }
-        Ok(segment)
+        Err(changed.into())
     }
 
     /// Goes on without the job, from where the client is.

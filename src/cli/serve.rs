@@ -302,6 +302,8 @@ pub(super) fn compression(config: &config::Compression) -> CompressionPlan {
         zstd: Encoding::new(Format::Zstd, level(Format::Zstd)),
         xz: Encoding::new(Format::Xz, level(Format::Xz)),
         threads: config.threads.unwrap_or_else(cores).get(),
+        in_transport: config.in_transport,
+        is_ahead: config.precompress == config::Precompress::Recent,
     }
 }
 

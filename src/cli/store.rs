@@ -109,7 +109,8 @@ fn verify(command: &Verify, out: &mut dyn Write) -> Result<ExitCode, VerifyError
     };
     let marks = Folder::new(config.quarantine);
     let marked = marks.read()?.into_iter().map(|mark| (mark.path, mark.origin)).collect();
-    let mut report = Report { store_dir: settings.store_dir, marks, marked, inquiry, out, counts: [0; 4] };
+    let counts = Counts::default();
+    let mut report = Report { store_dir: settings.store_dir, marks, marked, inquiry, out, counts };
     let bytes = verify_all(&paths, &settings.real_store, |progress, path, verdict| {
         progress.hide();
         report.add(path, verdict)
@@ -215,9 +216,18 @@ struct Report<'o> {
     marked: HashMap<StorePath, Origin>,
     inquiry: Inquiry,
     out: &'o mut dyn Write,
-    /// How many are damaged, could not be read, were collected meanwhile, and have no mark that they should have or
-    /// one that they should not.
-    counts: [usize; 4],
+    counts: Counts,
+}
+
+/// How many paths came to what.
+#[derive(Default)]
+struct Counts {
+    damaged: usize,
+    unreadable: usize,
+    /// Collected meanwhile.
+    gone: usize,
+    /// Whose mark could not be set or cleared.
+    unmarked: usize,
 }
 
 impl Report<'_> {
@@ -230,20 +240,20 @@ impl Report<'_> {
                 }
             }
             Verdict::Damaged(damage) => {
-                self.counts[0] += 1;
+                self.counts.damaged += 1;
                 let (found, registered) = (damage.found, damage.registered);
                 let is_set = self.done(self.marks.set(&damage).map(|()| true));
                 let what = if is_set { "quarantined" } else { "not quarantined" };
                 writeln!(self.out, "{path}: hashes to {found}, registered as {registered}; {what}")?;
             }
             // Collected while this went on.
-            Verdict::Unreadable(_) if self.inquiry.one(&valid.path)?.is_none() => self.counts[2] += 1,
+            Verdict::Unreadable(_) if self.inquiry.one(&valid.path)?.is_none() => self.counts.gone += 1,
             Verdict::Unreadable(error @ (NarError::Missing { .. } | NarError::Changed { .. })) => {
-                self.counts[0] += 1;
+                self.counts.damaged += 1;
                 writeln!(self.out, "{path}: {error}")?;
             }
             Verdict::Unreadable(error) => {
-                self.counts[1] += 1;
+                self.counts.unreadable += 1;
                 complain(&format!("{path}: {error}"));
             }
         }
@@ -253,14 +263,14 @@ impl Report<'_> {
     /// Counts and tells what could not be done; otherwise whether there was anything to do.
     fn done(&mut self, result: Result<bool, StoreError>) -> bool {
         result.unwrap_or_else(|error| {
-            self.counts[3] += 1;
+            self.counts.unmarked += 1;
             complain(&with_causes(&error));
             false
         })
     }
 
     fn end(self, paths: usize, bytes: u64) -> Result<ExitCode, VerifyError> {
-        let [damaged, unreadable, gone, unmarked] = self.counts;
+        let Counts { damaged, unreadable, gone, unmarked } = self.counts;
         let paths = paths - gone;
         let noun = if paths == 1 { "path" } else { "paths" };
         write!(self.out, "{paths} {noun}, {} read: ", size(bytes))?;

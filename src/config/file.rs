@@ -8,13 +8,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
 use super::{
-    COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, LineForm, Network, Place, RequestLog,
-    TlsFiles, Trusted, absolute,
+    COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, LineForm, Network, Place, Precompress,
+    RequestLog, TlsFiles, Trusted, absolute,
 };
 use crate::limits::{KEEP_DAYS_MAX, WORKERS_MAX};
 
 /// Every key, in the order of the documentation.
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 29] = [
     "bind",
     "workers",
     "max_connection_rate",
@@ -37,6 +37,8 @@ const KEYS: [&str; 27] = [
     "compression_level",
     "compression_threads",
     "compression_cold",
+    "precompress",
+    "transport_compression",
     "zstd",
     "request_log",
     "request_log_agent",
@@ -330,11 +332,16 @@ impl<'t> Reader<'t> {
         })?;
         let colds = [("stream", Cold::Stream), ("identity", Cold::Identity)];
         let cold = self.one_of("compression_cold", "\"stream\" or \"identity\"", &colds)?;
+        let in_transport = self.boolean("transport_compression")?.unwrap_or(false);
+        let aheads = [("none", Precompress::Nothing), ("recent", Precompress::Recent)];
+        let precompress = self.one_of("precompress", "\"none\" or \"recent\"", &aheads)?;
         let is_zstd = format != Some(Format::Xz);
         Ok(Compression {
             format,
             level: zstd_level.filter(|_| is_zstd).or(level).unwrap_or(COMPRESSION_LEVEL),
             threads: threads.map(|(threads, _)| threads),
+            precompress: precompress.unwrap_or(Precompress::Nothing),
+            in_transport,
             cold: cold.unwrap_or(if is_zstd { Cold::Stream } else { Cold::Identity }),
         })
     }

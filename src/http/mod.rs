@@ -3,6 +3,7 @@
 //! Everything here takes bytes or values and returns values; nothing allocates on the way of an ordinary GET.
 
 pub mod body;
+pub mod coding;
 pub mod date;
 pub mod forwarded;
 pub mod proxy;
@@ -14,6 +15,7 @@ pub mod status;
 pub mod target;
 
 pub use body::{Discard, Progress};
+pub use coding::accepts;
 pub use date::DateCache;
 pub use range::RangeOutcome;
 pub use reader::HeadReader;

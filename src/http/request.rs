@@ -73,6 +73,8 @@ pub struct Request<'b> {
     pub if_range: Option<&'b [u8]>,
     /// If-None-Match.
     pub if_none_match: Option<&'b [u8]>,
+    /// Accept-Encoding.
+    pub accept_encoding: Option<&'b [u8]>,
 }
 
 /// What [`parse`] made of the bytes so far.
@@ -264,6 +266,7 @@ fn understand<'b>(raw: &httparse::Request<'_, 'b>) -> Result<Request<'b>, Reques
         range: if headers.if_range.repeated { None } else { headers.range.once() },
         if_range: headers.if_range.first,
         if_none_match: headers.if_none_match.first,
+        accept_encoding: headers.accept_encoding.first,
     })
 }
 
@@ -297,6 +300,7 @@ struct Headers<'b> {
     range: Field<'b>,
     if_range: Field<'b>,
     if_none_match: Field<'b>,
+    accept_encoding: Field<'b>,
     close: bool,
     keep_alive: bool,
 }
@@ -324,6 +328,7 @@ impl<'b> Headers<'b> {
             8 => ("if-range", &mut self.if_range),
             13 => ("if-none-match", &mut self.if_none_match),
             14 => ("content-length", &mut self.content_length),
+            15 => ("accept-encoding", &mut self.accept_encoding),
             17 => ("transfer-encoding", &mut self.transfer_encoding),
             _ => return None,
         };
@@ -439,6 +444,7 @@ mod tests {
         assert_eq!(request.range, Some(&b"bytes=5-"[..]));
         assert_eq!(request.if_range, Some(&b"\"t\""[..]));
         assert_eq!(request.if_none_match, Some(&b"\"t\""[..]));
+        assert_eq!(request.accept_encoding, Some(&b"zstd, br"[..]));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Writer<'w> {
     version: Version,
     keep_alive: bool,
     head_only: bool,
+    /// Caches on the way are told that the answer depends on Accept-Encoding.
+    varies: bool,
 }
 
 /// Header lines: names and values.
@@ -44,11 +46,15 @@ const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 /// A path's row can change: signatures are added, and a path that was collected can come back.
 const DAY: (&str, &str) = ("Cache-Control", "max-age=86400");
 const RANGES: (&str, &str) = ("Accept-Ranges", "bytes");
+const VARY: (&str, &str) = ("Vary", "Accept-Encoding");
 const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
 /// What somebody looked for is nobody else's business.
 const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
 /// What is served from a store path was written by whoever built it: it gets no scripts and no origin.
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "sandbox");
+
+/// The type of a NAR.
+const NAR: (&str, &str) = ("Content-Type", "application/x-nix-archive");
 
 /// The type of a build log. Builders print what they like; it is text to be read, not to be guessed at.
 const LOG: &str = "text/plain; charset=utf-8";
@@ -65,13 +71,15 @@ impl<'w> Writer<'w> {
             version: exchange.version,
             keep_alive: exchange.keep_alive,
             head_only: exchange.method == Method::Head,
+            varies: exchange.varies,
         }
     }
 
     /// The answer to bytes that are no request.
     pub fn refusal(head: &'w mut Vec<u8>, date: &'w [u8; DATE_LEN], status: Status) -> Reply {
         head.clear();
-        let writer = Self { head, date, version: Version::H11, keep_alive: false, head_only: false };
+        let writer =
+            Self { head, date, version: Version::H11, keep_alive: false, head_only: false, varies: false };
         writer.status(status, &[])
     }
 
@@ -113,12 +121,13 @@ impl<'w> Writer<'w> {
 
     /// The client has it already.
     pub fn not_modified(self, etag: &str) -> Reply {
-        let Self { head, date, version, keep_alive, .. } = self;
-        let (name, value) = IMMUTABLE;
-        Head::new(head, Status::NotModified, date)
-            .header("ETag", etag)
-            .header(name, value)
-            .finish(version, keep_alive);
+        let Self { head, date, version, keep_alive, varies, .. } = self;
+        let mut begun =
+            Head::new(head, Status::NotModified, date).header("ETag", etag).header(IMMUTABLE.0, IMMUTABLE.1);
+        if varies {
+            begun = begun.header(VARY.0, VARY.1);
+        }
+        begun.finish(version, keep_alive);
         Reply { status: Status::NotModified, body: Body::Empty, framing: Framing::Length(0) }
     }
 
@@ -130,9 +139,10 @@ impl<'w> Writer<'w> {
         mut cursor: Cursor,
         lease: Option<Lease>,
     ) -> Reply {
-        let fields = [("Content-Type", "application/x-nix-archive"), IMMUTABLE];
+        let fields = [NAR, IMMUTABLE, VARY];
+        let fields = if self.varies { &fields } else { &fields[..2] };
         let length = cursor.remaining();
-        self.part(&served.nar_etag, conditions, length, &fields, |start, end| {
+        self.part(&served.nar_etag, conditions, length, fields, |start, end| {
             cursor.set_range(start, end);
             Body::Awaited(Source::Nar(cursor), lease)
         })
@@ -160,6 +170,22 @@ impl<'w> Writer<'w> {
         }
         let fields = [fields[0], fields[1], RANGES, ("ETag", etag)];
         self.stream(&fields, Source::Compressed(Box::new(stream)), lease)
+    }
+
+    /// A NAR encoded for this transfer: all of it, and no promise that a part could be had.
+    pub fn encoded_nar(self, etag: &str, stream: Stream, lease: Option<Lease>) -> Reply {
+        let length = stream.left();
+        let fields = [NAR, ("Content-Encoding", "zstd"), VARY, IMMUTABLE, ("ETag", etag)];
+        let source = Source::Compressed(Box::new(stream));
+        let Some(length) = length else { return self.stream(&fields, source, lease) };
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
+        let begun = fields
+            .iter()
+            .fold(Head::new(head, Status::Ok, date), |begun, (name, value)| begun.header(name, value));
+        begun.content_length(length).finish(version, keep_alive);
+        let (body, length) =
+            if head_only { (Body::Empty, 0) } else { (Body::Awaited(source, lease), length) };
+        Reply { status: Status::Ok, body, framing: Framing::Length(length) }
     }
 
     /// A file of a store path, or the part of it that was asked for. `served` is the path whose hash is its
@@ -208,7 +234,7 @@ impl<'w> Writer<'w> {
 
     /// A whole file as text: a build log.
     pub fn text_file(self, file: Option<Segment>) -> Reply {
-        let Self { head, date, version, keep_alive, head_only } = self;
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
         let length = file.as_ref().map_or(0, Segment::len);
         Head::new(head, Status::Ok, date)
             .header("Content-Type", LOG)
@@ -230,7 +256,7 @@ impl<'w> Writer<'w> {
 
     /// A body whose length is not known before it ends.
     fn stream(self, fields: Fields<'_>, source: Source, lease: Option<Lease>) -> Reply {
-        let Self { head, date, version, keep_alive, head_only } = self;
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
         let mut begun = Head::new(head, Status::Ok, date);
         for (name, value) in fields {
             begun = begun.header(name, value);
@@ -268,7 +294,7 @@ impl<'w> Writer<'w> {
             RangeOutcome::Part { start, end } => (Status::PartialContent, start, end),
             RangeOutcome::Unsatisfiable => return self.unsatisfiable(length),
         };
-        let Self { head, date, version, keep_alive, head_only } = self;
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
         let mut begun = Head::new(head, status, date).header(RANGES.0, RANGES.1);
         if !etag.is_empty() {
             begun = begun.header("ETag", etag);
@@ -288,7 +314,7 @@ impl<'w> Writer<'w> {
 
     fn unsatisfiable(self, length: u64) -> Reply {
         let status = Status::RangeNotSatisfiable;
-        let Self { head, date, version, keep_alive, head_only } = self;
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
         let phrase = status.phrase().as_bytes();
         Head::new(head, status, date)
             .header(RANGES.0, RANGES.1)
@@ -300,7 +326,7 @@ impl<'w> Writer<'w> {
     }
 
     fn whole(self, status: Status, kind: &str, fields: Fields<'_>, body: Bytes) -> Reply {
-        let Self { head, date, version, keep_alive, head_only } = self;
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
         let mut begun = Head::new(head, status, date).header("Content-Type", kind);
         for (name, value) in fields {
             begun = begun.header(name, value);

@@ -32,6 +32,8 @@ pub struct Compression {
     pub offered: Option<Format>,
     /// What becomes of a NAR that has not been compressed yet.
     pub cold: Cold,
+    /// A NAR that is asked for as it is, is encoded on the way for clients that take that.
+    pub in_transport: bool,
     /// How `.nar.zst` is made.
     pub zstd: Encoding,
     /// How `.nar.xz` is made.
@@ -146,6 +148,16 @@ fn etag(served: &Served, encoding: &str) -> String {
     format!("\"{}.{encoding}\"", served.info.nar_hash.to_base32())
 }
 
+/// A NAR is asked for as it is, by a client that takes it encoded on the way. It is the same frames; but whoever gets it so
+/// cannot have a part of it.
+pub(super) fn encoded(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> Step {
+    let Route::Nar { path, .. } = exchange.route else { return absent(exchange, desk) };
+    let (nar_hash, encoding) = (served.info.nar_hash, desk.site.compression.zstd.to_string());
+    exchange.route = Route::Compressed { path, nar_hash, format: Format::Zstd, encoding };
+    exchange.is_encoded = true;
+    found(exchange, desk, served)
+}
+
 /// A compressed NAR is asked for, and its path is valid.
 pub(super) fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> Step {
     let Route::Compressed { nar_hash, encoding, .. } = &exchange.route else { return absent(exchange, desk) };
@@ -203,6 +215,9 @@ fn send(exchange: &mut Exchange, desk: &mut Desk<'_>, served: &Served, stream: S
     let (lease, conditions) = (exchange.lease.take(), exchange.conditions.take());
     let Route::Compressed { format, encoding, .. } = &exchange.route else { return absent(exchange, desk) };
     let (tag, format) = (etag(served, encoding), *format);
+    if exchange.is_encoded {
+        return Step::Reply(desk.writer(exchange).encoded_nar(&tag, stream, lease));
+    }
     Step::Reply(desk.writer(exchange).compressed(&tag, format, conditions.as_deref(), stream, lease))
 }
 
@@ -231,7 +246,8 @@ pub(super) fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, nar: Cursor)
     let Some(served) = &exchange.served else { return absent(exchange, desk) };
     let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
     // A part of what has no length yet cannot be told.
-    let when = if exchange.head_only() || exchange.wants_range() { When::Done } else { When::Begun };
+    let needs_length = !exchange.is_encoded && (exchange.head_only() || exchange.wants_range());
+    let when = if needs_length { When::Done } else { When::Begun };
     let encoding = desk.site.compression.of(format);
     Step::Ask(Question::Compress { wanted: Wanted { path, nar_hash, nar, encoding, is_urgent: true }, when })
 }

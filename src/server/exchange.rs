@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::route::Route;
 use crate::formats::store_path::StorePath;
-use crate::http::{Body, Method, Request, Version, range};
+use crate::http::{Body, Method, Request, Version, accepts, range};
 use crate::limits;
 use crate::metrics::Route as Label;
 use crate::store::roots::Lease;
@@ -37,6 +37,12 @@ pub struct Exchange {
     pub finished: u64,
     /// The Host that the client named, where a page shows it.
     pub host: Option<String>,
+    /// The client takes an answer that is encoded by zstd.
+    pub takes_zstd: bool,
+    /// Whether it does matters to the answer: caches on the way must know.
+    pub varies: bool,
+    /// The answer is a NAR encoded for this transfer.
+    pub is_encoded: bool,
     /// A walk to a served file that waits to hear whether this path is valid.
     pub walk: Option<Box<(StorePath, Walk)>>,
 }
@@ -72,6 +78,9 @@ impl Exchange {
             })
         });
         let route = Route::of(&request.target);
+        // No other answer depends on it.
+        let takes_zstd = matches!(route, Route::Nar { .. })
+            && request.accept_encoding.is_some_and(|field| accepts(field, "zstd"));
         let host = match route {
             Route::Landing | Route::Path(_) => {
                 request.host.map(|host| String::from_utf8_lossy(host).into_owned())
@@ -90,6 +99,9 @@ impl Exchange {
             lease: None,
             served: None,
             finished: 0,
+            takes_zstd,
+            varies: false,
+            is_encoded: false,
             walk: None,
         }
     }
@@ -108,6 +120,9 @@ impl Exchange {
             lease: None,
             served: None,
             finished: 0,
+            takes_zstd: false,
+            varies: false,
+            is_encoded: false,
             walk: None,
         }
     }

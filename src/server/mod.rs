@@ -4,6 +4,7 @@
 //! Data flows one way: [`listener`] → [`worker`] → [`connection`] → [`route`] → [`resolve`] → [`answer`] →
 //! [`transfer`] → socket. The other rooms return values; only the worker acts on them.
 
+mod ahead;
 pub mod answer;
 mod closing;
 pub mod compressed;

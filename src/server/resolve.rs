@@ -281,6 +281,10 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
             if nar_hash.is_some_and(|hash| hash != served.info.nar_hash) {
                 return absent(exchange, desk);
             }
+            exchange.varies = desk.site.compression.in_transport;
+            if exchange.varies && exchange.takes_zstd && !exchange.wants_range() {
+                return compressed::encoded(exchange, desk, served);
+            }
             if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&served.nar_etag)) {
                 return Step::Reply(desk.writer(exchange).not_modified(&served.nar_etag));
             }

@@ -92,6 +92,8 @@ impl<'s> Run<'s> {
             zstd: Encoding::new(Format::Zstd, 6),
             xz: Encoding::new(Format::Xz, 6),
             threads: 1,
+            in_transport: false,
+            is_ahead: false,
         };
         let plan = Plan {
             store: shop.settings.clone(),

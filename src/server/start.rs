@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Site;
+use super::ahead::Ahead;
 use super::compressed::{Cold, Compression};
 use super::journal::{Journal, Trust};
 use super::listener::{self, Acceptor, Peer};
@@ -81,6 +82,10 @@ pub struct CompressionPlan {
     pub xz: Encoding,
     /// How many threads do it, at least one.
     pub threads: usize,
+    /// NARs are encoded on the way, for clients that take that.
+    pub in_transport: bool,
+    /// Newly registered paths are compressed before anybody asks.
+    pub is_ahead: bool,
 }
 
 /// Why a server could not start.
@@ -192,6 +197,11 @@ impl Server {
         actors.extend(compressor.spawn(plan.compression.threads)?);
         let cached = cache::actor::Actor::new(compressor.clone(), outlet(&workers, worker::Message::Cache));
         actors.extend(cached.spawn(limits::CACHE_THREADS, &cache_inbox)?);
+        if let Some(format) = compression.offered.filter(|_| plan.compression.is_ahead) {
+            let (ahead, lives) =
+                (Ahead::new(settings, compressor.clone(), compression.of(format)), lives.clone());
+            actors.push(spawn("ahead", move || ahead.run(&lives))?);
+        }
         actors.extend(start_files(settings, &files_inbox, lives, &workers)?);
 
         let rooms = Rooms {
@@ -435,6 +445,7 @@ pub(super) fn compression(
 ) -> Compression {
     Compression {
         offered: plan.offered.filter(|_| cache.is_some()),
+        in_transport: plan.in_transport && cache.is_some(),
         cold: plan.cold,
         zstd: plan.zstd,
         xz: plan.xz,

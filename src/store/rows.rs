@@ -170,6 +170,11 @@ pub(super) fn hash_of(
     first(connection.prepare_cached(SQL)?, [id], |row| hash_part(row, 0, dir))
 }
 
+/// The highest id; 0 where there is no row.
+pub(super) fn newest(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT coalesce(max(id), 0) FROM ValidPaths", [], |row| row.get(0))
+}
+
 /// How many paths are valid. Walks an index: tens of milliseconds for a million.
 pub(super) fn count(connection: &Connection) -> rusqlite::Result<usize> {
     let count = connection.query_row("SELECT count(*) FROM ValidPaths", [], |row| row.get::<_, i64>(0))?;

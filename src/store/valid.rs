@@ -61,6 +61,23 @@ impl Inquiry {
         }
     }
 
+    /// The highest row's number; 0 where there is none.
+    ///
+    /// # Errors
+    /// As [`Inquiry::all`].
+    pub fn newest(&mut self) -> Result<i64, StoreError> {
+        self.read(|connection, _| rows::newest(connection))
+    }
+
+    /// Rows above `last`, some at a time, each with its number; `None` for one that is malformed.
+    ///
+    /// # Errors
+    /// As [`Inquiry::all`].
+    pub fn above(&mut self, last: i64) -> Result<Vec<(i64, Option<Valid>)>, StoreError> {
+        let rows = self.read(|connection, _| rows::contents(connection, last, limits::AHEAD_ROWS))?;
+        Ok(rows.into_iter().map(|row| (row.id, self.understand(&row))).collect())
+    }
+
     /// A path, if it is valid.
     ///
     /// # Errors

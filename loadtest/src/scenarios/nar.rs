@@ -9,6 +9,7 @@ use super::queries::status_kind;
 use crate::catalogue::Nar;
 use crate::engine::{Judged, Outcome, Step, Verdict, Workload};
 use crate::lane::{Job, Sink};
+use crate::unpack::{Unpack, Unpacked};
 
 /// Every NAR of a list once, in its order.
 #[derive(Debug)]
@@ -27,7 +28,11 @@ impl Nars {
 
 /// The request for a NAR, whole.
 pub fn whole(nar: &Nar, verify: bool) -> Job {
-    let sink = if verify { Sink::Hash(Box::new(Sha256::new())) } else { Sink::Drop };
+    let sink = match (verify, nar.packed) {
+        (false, _) => Sink::Drop,
+        (true, None) => Sink::Hash(Box::new(Sha256::new())),
+        (true, Some(_)) => Sink::Unpack(Box::new(Unpack::new())),
+    };
     Job { sink, ..Job::get(0, nar.url.clone()) }
 }
 
@@ -36,9 +41,12 @@ pub fn judge(nar: &Nar, outcome: Outcome) -> Judged {
     match outcome {
         Err(failure) => Judged::Bad(failure.kind()),
         Ok(answer) if answer.status != 200 => Judged::Bad(status_kind(answer.status)),
-        Ok(answer) if answer.body != nar.size => Judged::Wrong("NAR of another length"),
+        Ok(answer) if nar.size.is_some_and(|size| size != answer.body) => {
+            Judged::Wrong("NAR of another length")
+        }
         Ok(answer) => match answer.sink {
             Sink::Hash(hasher) => check(nar, *hasher),
+            Sink::Unpack(unpack) => check_unpacked(nar, &unpack.finish()),
             _ => Judged::Good,
         },
     }
@@ -50,6 +58,18 @@ pub fn check(nar: &Nar, hasher: Sha256) -> Judged {
     match nar.sha256 {
         Some(expected) if expected != sha256 => Judged::Wrong("NAR of another hash"),
         _ => Judged::Good,
+    }
+}
+
+/// Compares a compressed file's own hash, and that of the NAR in it.
+fn check_unpacked(nar: &Nar, found: &Unpacked) -> Judged {
+    if nar.sha256.is_some_and(|expected| expected != found.file) {
+        return Judged::Wrong("file of another hash");
+    }
+    match found.content {
+        None => Judged::Wrong("file that does not decompress"),
+        content if content != nar.packed => Judged::Wrong("file of another NAR"),
+        Some(_) => Judged::Good,
     }
 }
 

@@ -37,12 +37,14 @@ pub struct Ranges {
 }
 
 impl Ranges {
+    /// Files whose size is not known yet are left out.
     pub fn new(nars: Arc<[Nar]>, lanes: usize, random: Random) -> Self {
+        let nars = nars.iter().filter(|nar| nar.size.is_some()).cloned().collect();
         Self { nars, parts: (0..lanes).map(|_| None).collect(), at: 0, cuts: 0, random }
     }
 
     fn job(&mut self, mut part: Part, lane: usize) -> Job {
-        let remaining = self.nars[part.nar].size - part.position;
+        let remaining = size(&self.nars[part.nar]) - part.position;
         let cut_after = (part.cuts_left > 0 && remaining > 1).then(|| 1 + self.random.below(remaining - 1));
         let hasher = std::mem::replace(&mut part.hasher, Box::new(Sha256::new()));
         let job = Job {
@@ -67,7 +69,7 @@ impl Ranges {
             };
         }
         let range = answer.content_range.map(|range| (range.first, range.last + 1, range.total));
-        if part.position > 0 && range != Some((part.position, nar.size, Some(nar.size))) {
+        if part.position > 0 && range != Some((part.position, size(nar), Some(size(nar)))) {
             return Judged::Wrong("Content-Range is not the range that was asked for");
         }
         part.position += answer.body;
@@ -75,7 +77,7 @@ impl Ranges {
             return Judged::Bad("no hash");
         };
         if !answer.cut {
-            return if part.position == nar.size {
+            return if part.position == size(nar) {
                 check(nar, *hasher)
             } else {
                 Judged::Wrong("NAR of another length")
@@ -87,6 +89,11 @@ impl Ranges {
         self.parts[lane] = Some(part);
         Judged::Quiet
     }
+}
+
+/// Only those are here that have one.
+fn size(nar: &Nar) -> u64 {
+    nar.size.unwrap_or(0)
 }
 
 impl Workload for Ranges {

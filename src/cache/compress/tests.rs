@@ -292,10 +292,15 @@ fn frames_that_are_gone_are_made_again_the_same() {
     assert!(matches!(error, CompressError::Retired));
     // Nor can frames of a tree that has changed be made.
     fs::write(tree.root.join("library"), noise(9, 6_000_000)).expect("written");
-    let changed = Stream::whole(manifest, Some(ZSTD()), Tree::Root(Arc::from(&*tree.root)));
+    let changed =
+        Stream::whole(manifest, Some(ZSTD()), Tree::Root(Arc::from(&*tree.root))).of(tree.nar_hash());
     let (given, error) = *bench.read(changed).expect_err("another tree");
     assert!(matches!(error, CompressError::Nar(NarError::Changed { .. })));
     assert!(file.starts_with(&given), "no byte is wrong up to there");
+    // The next one has it read whole, by which it is found out.
+    assert!(bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable").is_none());
+    let error = bench.open(&tree, ZSTD(), When::Done).expect_err("another tree");
+    assert!(matches!(error, CompressError::Nar(NarError::HashMismatch { .. })), "{error}");
 }
 
 #[test]

@@ -1,0 +1,242 @@
+//! The cache is killed, filled up, forbidden, deleted and spoilt under the server: what is compressed is right all the
+//! same, and the operator is told once.
+
+#[allow(dead_code, reason = "each test binary uses its own part of the support")]
+mod support;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::server::Settings;
+use support::store::hash_of;
+use support::{Kind, Random, Scratch, Server, Store, noise, poll, write};
+
+/// How long the server may take for something, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A path of which most is its own, and a file that all have.
+fn add(store: &Store, number: u64) -> String {
+    store.add(&format!("path-{number}"), |tree| {
+        write(tree.join("library"), noise(number, 3_000_000));
+        write(tree.join("shared"), noise(99, 2_500_000));
+        write(tree.join("text"), format!("line {number} of text\n").repeat(50_000));
+    })
+}
+
+fn settings(store: &Store, cache: &Path) -> Settings {
+    Settings::of(store)
+        .line(&format!("cache_dir = {cache:?}"))
+        .line("compression = 'zstd'")
+        .line("compression_level = 1")
+        .line("compression_threads = 2")
+}
+
+/// A store path, its NAR by Nix, and the URL of the compressed one.
+struct Good {
+    nar: Vec<u8>,
+    path: String,
+}
+
+fn goods(store: &Store, count: u64) -> Vec<Good> {
+    let good = |number| {
+        let path = add(store, number);
+        Good { nar: store.dump(&path), path }
+    };
+    (0..count).map(good).collect()
+}
+
+fn narinfo(server: &Server, path: &str) -> String {
+    server.get(&format!("/{}.narinfo", hash_of(path))).text()
+}
+
+/// The URL that is offered, and whether it is of a compressed NAR.
+fn offer(server: &Server, path: &str) -> (String, bool) {
+    let text = narinfo(server, path);
+    let url = text.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+    (format!("/{url}"), text.contains("\nCompression: zstd\n"))
+}
+
+fn decompressed(file: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("zstd")
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("scripts/test installs it");
+    let mut stdin = child.stdin.take().expect("piped");
+    let file = file.to_vec();
+    let writer = thread::spawn(move || stdin.write_all(&file));
+    let output = child.wait_with_output().expect("it ends");
+    writer.join().expect("no panic").expect("it reads all");
+    assert!(output.status.success(), "zstd");
+    output.stdout
+}
+
+/// Fetches what is offered of a path; the file.
+fn check(server: &Server, good: &Good) -> Vec<u8> {
+    let (url, is_compressed) = offer(server, &good.path);
+    let file = server.get(&url);
+    assert_eq!(file.status, 200, "{url}");
+    let nar = if is_compressed { decompressed(&file.body) } else { file.body.clone() };
+    assert!(nar == good.nar, "{url}: another NAR");
+    file.body
+}
+
+fn failures(server: &Server) -> f64 {
+    server.metric("harmonia_cache_failures_total", &[])
+}
+
+fn told(server: &Server) -> usize {
+    server.log().matches("the cache cannot be used").count()
+}
+
+#[test]
+fn killed_at_any_moment_it_sends_nothing_wrong_afterwards() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let goods = goods(&store, 6);
+    let mut random = Random(7);
+    let mut files: HashMap<String, Vec<u8>> = HashMap::new();
+    for round in 0..8 {
+        let mut server = settings(&store, cache.path()).line("cache_max_size = '128M'").start();
+        if round > 0 {
+            for good in &goods[..3] {
+                let file = check(&server, good);
+                let first = files.entry(good.path.clone()).or_insert_with(|| file.clone());
+                assert!(*first == file, "round {round}: other bytes behind the same URL");
+            }
+        }
+        // Some begin while it dies, which may be before their first byte or long after their last.
+        let is_over = AtomicBool::new(false);
+        let urls: Vec<String> = goods.iter().map(|good| offer(&server, &good.path).0).collect();
+        thread::scope(|scope| {
+            for url in &urls {
+                let (address, is_over) = (server.address, &is_over);
+                scope.spawn(move || {
+                    while !is_over.load(Ordering::Relaxed) {
+                        let Ok(mut stream) = std::net::TcpStream::connect(address) else { return };
+                        let request = format!("GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+                        let _ = stream.write_all(request.as_bytes());
+                        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+                    }
+                });
+            }
+            thread::sleep(Duration::from_millis(random.below(400)));
+            server.signal(Signal::KILL);
+            server.wait(LIMIT);
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
+    let server = settings(&store, cache.path()).line("cache_max_size = '128M'").start();
+    for good in &goods {
+        let file = check(&server, good);
+        assert!(files.get(&good.path).is_none_or(|first| *first == file), "other bytes behind the same URL");
+    }
+}
+
+#[test]
+fn spoilt_volumes_are_noticed_and_their_frames_made_again() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let goods = goods(&store, 2);
+    let before: Vec<Vec<u8>> = {
+        let server = settings(&store, cache.path()).start();
+        let files = goods.iter().map(|good| check(&server, good)).collect();
+        for good in &goods {
+            let is_kept = || narinfo(&server, &good.path).contains("FileHash").then_some(());
+            poll("it to be kept", LIMIT, is_kept);
+        }
+        files
+    };
+    let mut spoilt = 0;
+    for entry in fs::read_dir(cache.path()).expect("the cache is ours").flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "volume") {
+            let mut bytes = fs::read(entry.path()).expect("the cache is ours");
+            // Not the header: a file without it is no volume, and passed over.
+            bytes.iter_mut().skip(1000).step_by(50_000).for_each(|byte| *byte ^= 0x10);
+            fs::write(entry.path(), bytes).expect("the cache is ours");
+            spoilt += 1;
+        }
+    }
+    assert!(spoilt > 0);
+    let server = settings(&store, cache.path()).start();
+    for _ in 0..2 {
+        for (good, before) in goods.iter().zip(&before) {
+            assert!(check(&server, good) == *before, "the same bytes as before");
+        }
+    }
+    assert!(failures(&server) >= 1.0);
+    assert!(told(&server) == 1 && server.log().contains("damaged at byte"), "{}", server.log());
+    let counted = failures(&server);
+    check(&server, &goods[0]);
+    assert_eq!(failures(&server), counted, "what was damaged has been replaced");
+}
+
+#[test]
+fn a_full_disk_costs_nothing_but_time() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    // Together several times what the disk has room for.
+    let goods = goods(&store, 6);
+    let folder = cache.path().to_str().expect("the scratch folder's name is text");
+    let script = r#"mount -t tmpfs -o size=8m none "$0" && exec "$@""#;
+    let mut wrapper = vec!["unshare", "--mount"];
+    if !support::is_root() {
+        wrapper.extend(["--user", "--map-root-user"]);
+    }
+    wrapper.extend(["sh", "-c", script, folder]);
+    let server = settings(&store, cache.path()).through(&wrapper).start();
+    for _ in 0..2 {
+        for good in &goods {
+            check(&server, good);
+        }
+    }
+    assert!(failures(&server) >= 1.0, "{}", server.log());
+    let log = server.log();
+    assert!(told(&server) == 1 && log.contains("No space left"), "{log}");
+    assert_eq!(server.get("/health").text(), "OK\n");
+}
+
+#[test]
+fn a_folder_that_is_deleted_is_made_again() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let goods = goods(&store, 3);
+    let folder = cache.path().join("folder");
+    let server = settings(&store, &folder).start();
+    let first = check(&server, &goods[0]);
+    fs::remove_dir_all(&folder).expect("the cache is ours");
+    for good in &goods {
+        check(&server, good);
+    }
+    assert!(check(&server, &goods[0]) == first, "the same bytes behind the same URL");
+    poll("the folder to be there again", LIMIT, || folder.join("lock").exists().then_some(()));
+    // And in use: what is asked for is kept.
+    poll("it to be kept", LIMIT, || {
+        check(&server, &goods[1]);
+        narinfo(&server, &goods[1].path).contains("FileHash").then_some(())
+    });
+    assert!(told(&server) <= 1, "{}", server.log());
+}
+
+#[test]
+fn without_the_right_to_write_a_url_of_before_still_works() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let goods = goods(&store, 1);
+    let url = {
+        let server = settings(&store, &cache.path().join("before")).start();
+        offer(&server, &goods[0].path).0
+    };
+    // A file is in its way, for root as well.
+    write(cache.path().join("file"), "");
+    let server = settings(&store, &cache.path().join("file")).start();
+    check(&server, &goods[0]);
+    assert!(!offer(&server, &goods[0].path).1, "nothing is offered that cannot be kept");
+    let file = server.get(&url);
+    assert!(file.status == 200 && decompressed(&file.body) == goods[0].nar);
+    assert_eq!(server.connect().get_with(&url, &["Range: bytes=1000-"]).status, 404);
+    assert_eq!(server.log().matches("cache_dir: ").count(), 1, "{}", server.log());
+}
