@@ -14,7 +14,7 @@ use support::authority::{Authority, ECDSA};
 use support::doctor::{Case, Seat, Told, has};
 use support::fake::{Fake, Sent, response};
 use support::store::hash_of;
-use support::{Response, Scratch, Server, Settings, is_root, lossy, poll, write};
+use support::{Scratch, Server, Settings, is_root, lossy, poll, write};
 
 #[test]
 fn all_is_well_in_words_and_in_json() {
@@ -40,17 +40,6 @@ fn all_is_well_in_words_and_in_json() {
         assert!(text.contains(part), "no “{part}” in:\n{text}");
     }
     assert!(!text.contains("TROUBLE") && !text.contains("unseen"), "{text}");
-}
-
-#[test]
-fn compressed_nars_are_checked_too() {
-    for (compression, cold) in [("zstd", "stream"), ("xz", "stream"), ("xz", "identity")] {
-        let lines = [format!("compression = {compression:?}"), format!("compression_cold = {cold:?}")];
-        let case = Case::with(|settings| lines.iter().fold(settings, |settings, line| settings.line(line)));
-        let told = case.client_of(&case.server.url()).json(&[&case.server.url()]);
-        assert_eq!((told.status, told.unseen().as_str()), (0, "[]"), "{:#}", told.json);
-        assert!(told.cache()["well"].to_string().contains("can be resumed"), "{:#}", told.json);
-    }
 }
 
 #[test]
@@ -121,8 +110,8 @@ fn tls_where_there_is_none_and_none_where_there_is() {
 fn a_certificate_is_judged_as_the_client_would() {
     let (case, authority) = (Case::new(), Authority::new());
     authority.issue("server", ECDSA);
-    authority.issue_for("other", ECDSA, "DNS:cache.example", "2");
-    authority.issue_for("old", ECDSA, "IP:127.0.0.1", "0");
+    authority.issue_by("ca", "other", ECDSA, "subjectAltName = DNS:cache.example", "2");
+    authority.issue_by("ca", "old", ECDSA, "subjectAltName = IP:127.0.0.1", "0");
     let start = |name: &str| authority.settings(&case.store, name).keys(&[&case.secret]).start();
     let ca = authority.file("ca.pem");
     let ca = ca.to_str().expect("the scratch folder's name is text");
@@ -148,6 +137,25 @@ fn a_certificate_is_judged_as_the_client_would() {
         (told.status == 1).then(|| told.only("certificate")["reason"].clone())
     };
     assert_eq!(poll("the certificate to expire", Duration::from_secs(60), reason), "expired");
+}
+
+#[test]
+fn a_chain_must_be_sent_whole() {
+    let (case, authority) = (Case::new(), Authority::new());
+    authority.issue_by("ca", "between", ECDSA, "basicConstraints = critical, CA:TRUE", "2");
+    authority.issue_by("between", "server", ECDSA, "subjectAltName = IP:127.0.0.1", "2");
+    let ca = authority.file("ca.pem");
+    let ask = |settings: Settings| {
+        let server = settings.keys(&[&case.secret]).start();
+        let url = format!("https://{}", server.address);
+        let seat = case.client_of(&url).environment("NIX_SSL_CERT_FILE", ca.to_str().expect("it is text"));
+        seat.json(&[&url])
+    };
+    let whole = ask(authority.settings(&case.store, "server"));
+    assert_eq!(whole.status, 0, "{:#}", whole.json);
+    let alone = format!("tls_cert_path = {:?}", authority.file("server.own"));
+    let told = ask(authority.settings(&case.store, "server").line(&alone));
+    assert_eq!(told.only("certificate")["reason"], "authority");
 }
 
 #[test]
@@ -276,156 +284,6 @@ fn what_is_not_signed_is_told() {
         case.client_of(&case.server.url()).conf("require-sigs = false").json(&[&case.server.url()]);
     assert_eq!(careless.status, 0);
     assert!(careless.unseen().contains("require-sigs = false"), "{:#}", careless.json);
-}
-
-fn altered(mut response: Response, from: &str, to: &str) -> Response {
-    let text = lossy(&response.body);
-    assert!(text.contains(from), "no “{from}” in {text}");
-    response.body = text.replacen(from, to, 1).into_bytes();
-    response
-}
-
-#[test]
-fn a_narinfo_that_was_changed_is_not_taken() {
-    let case = Case::new();
-    let told = case.through(|request, response| {
-        Sent::Whole(if request.is_narinfo() {
-            altered(response, "NarSize: 3", "NarSize: 4")
-        } else {
-            response
-        })
-    });
-    assert!(told.codes().contains(&"bad-signature"), "{:#}", told.json);
-    has(&told.cache()["findings"][0], "message", &[&case.path, "cache.example-1", "narinfo was changed"]);
-
-    let told = case.through(|request, response| {
-        Sent::Whole(if request.is_narinfo() {
-            altered(response, "References: ", "References:")
-        } else {
-            response
-        })
-    });
-    has(told.only("bad-nar-info"), "message", &[&case.path, "References"]);
-}
-
-#[test]
-fn a_nar_that_is_not_its_hashs_is_told() {
-    let case = Case::new();
-    let told = case.through(|request, mut response| {
-        if request.is_nar() && response.status == 200 {
-            response.body[200_000] ^= 1;
-        }
-        Sent::Whole(response)
-    });
-    let finding = told.only("wrong-bytes");
-    has(finding, "message", &[&case.path, "hash", "the narinfo says  sha256:", "what came has     sha256:"]);
-    has(finding, "remedy", &["nix-store --verify"]);
-}
-
-#[test]
-fn a_nar_that_cannot_be_decoded_is_told() {
-    let case = Case::new();
-    let told = case.through(|request, response| {
-        let changes =
-            [("Compression: none", "Compression: xz"), ("FileHash", "X-Hash"), ("FileSize", "X-Size")];
-        let change = |response, (from, to): (&str, &str)| altered(response, from, to);
-        Sent::Whole(if request.is_narinfo() { changes.into_iter().fold(response, change) } else { response })
-    });
-    has(told.only("wrong-bytes"), "message", &["cannot be decoded"]);
-}
-
-#[test]
-fn a_transfer_that_is_cut_is_told_with_how_far_it_came() {
-    let case = Case::new();
-    let told = case.through(|request, response| match request.is_nar() {
-        true => Sent::Cut(response, 100_000),
-        false => Sent::Whole(response),
-    });
-    let finding = told.only("cut");
-    assert_eq!(finding["received"], 100_000);
-    has(finding, "message", &[&case.path, "100.0 kB of 300.1 kB"]);
-}
-
-#[test]
-fn a_slow_transfer_is_measured() {
-    let case = Case::new();
-    // 300 KB at 50 KB a second at the most.
-    let told = case.through(|request, response| match request.is_nar() {
-        true => Sent::Dripping(response, 1000),
-        false => Sent::Whole(response),
-    });
-    let finding = told.only("slow");
-    assert!(
-        finding["received"].as_u64() > Some(0) && finding["milliseconds"].as_u64() >= Some(2000),
-        "{finding}"
-    );
-}
-
-#[test]
-fn what_takes_too_long_is_left_and_said() {
-    let case = Case::new();
-    let fake = Fake::of(case.server.address, |request, response| match request.is_nar() {
-        true => Sent::Dripping(response, 1000),
-        false => Sent::Whole(response),
-    });
-    let told = case.client_of(&fake.url()).json(&["--seconds", "3", &fake.url()]);
-    assert!(told.unseen().contains("its hash was not checked (more time: --seconds"), "{:#}", told.json);
-}
-
-#[test]
-fn transfers_that_cannot_be_resumed_are_told() {
-    let case = Case::new();
-    let without = |name: &'static str| {
-        move |mut response: Response| {
-            response.headers.retain(|(key, _)| !key.eq_ignore_ascii_case(name));
-            response
-        }
-    };
-    let told = case.through(move |request, response| {
-        Sent::Whole(if request.is_nar() { without("accept-ranges")(response) } else { response })
-    });
-    has(told.only("not-resumable"), "message", &["Accept-Ranges"]);
-
-    let told = case.through(|request, mut response| {
-        if request.is_nar() && response.status == 206 {
-            response.status = 200;
-        }
-        Sent::Whole(response)
-    });
-    has(told.only("not-resumable"), "message", &["Range: bytes=16384-32767", "answered 200"]);
-
-    let told = case.through(|request, mut response| {
-        if request.is_nar() && response.status == 206 {
-            response.body[0] ^= 1;
-        }
-        Sent::Whole(response)
-    });
-    has(told.only("not-resumable"), "message", &["other bytes"]);
-
-    let told = case.through(|request, mut response| {
-        let accepts =
-            request.lines.iter().any(|line| line.to_ascii_lowercase().starts_with("accept-encoding:"));
-        if request.is_nar() && accepts {
-            response.headers.push(("Content-Encoding".into(), "gzip".into()));
-        }
-        Sent::Whole(response)
-    });
-    has(told.only("encoded"), "message", &["Content-Encoding: gzip", "begins anew"]);
-    assert!(told.cache()["well"].to_string().contains(&case.path), "the NAR was checked all the same");
-}
-
-#[test]
-fn an_answer_that_is_an_error_is_told() {
-    let case = Case::new();
-    let told = case.through(|request, mut response| {
-        if request.is_nar() {
-            response.status = 502;
-        }
-        Sent::Whole(response)
-    });
-    let finding = told.only("bad-answer");
-    assert_eq!(finding["status"], 502);
-    has(finding, "message", &["nar/"]);
 }
 
 #[test]

@@ -110,7 +110,7 @@ pub fn run(doctor: &Doctor) -> ExitCode {
     }
 }
 
-/// Writes the reports; whether all is well.
+/// Writes the reports; the exit code says whether all is well.
 fn tell(doctor: &Doctor, reports: &[Report], source: &str, client: Option<&Client>) -> ExitCode {
     let place = client.map_or_else(|| Place::File("/etc/nix/nix.conf".into()), |client| client.place.clone());
     let text = match doctor.json {

@@ -34,7 +34,7 @@ struct Manager {
     log: &'static str,
 }
 
-/// Tell the running server to read its settings and keys again, as SIGHUP does; by systemctl, or launchctl on a Mac.
+/// Have systemd or launchd tell the server to read its settings and keys again, as SIGHUP does.
 #[derive(Debug, clap::Args)]
 pub struct Reload {
     /// The service, as the manager knows it.

@@ -42,33 +42,36 @@ impl Authority {
 
     /// Issues `name.pem`, with the authority's behind it, and `name.key`, for this machine.
     pub fn issue(&self, name: &str, kind: &[&str]) {
-        self.issue_for(name, kind, "IP:127.0.0.1", "2");
+        self.issue_by("ca", name, kind, "subjectAltName = IP:127.0.0.1", "2");
     }
 
-    /// As [`Authority::issue`], for another subject and so many days.
-    pub fn issue_for(&self, name: &str, kind: &[&str], subject_name: &str, days: &str) {
-        let (request, key, own) = (format!("{name}.csr"), format!("{name}.key"), format!("{name}.own"));
+    /// As [`Authority::issue`], by the holder of another certificate, with another extension, for so many days. The
+    /// certificate alone is in `name.own`.
+    pub fn issue_by(&self, by: &str, name: &str, kind: &[&str], extension: &str, days: &str) {
+        let [request, key, own, chain] =
+            ["csr", "key", "own", "pem"].map(|ending| format!("{name}.{ending}"));
+        let [issuer, issuer_key] = ["pem", "key"].map(|ending| format!("{by}.{ending}"));
         let subject = format!("/CN={name}");
         self.openssl(&["req", "-new", "-nodes", "-newkey"])
             .args(kind.iter().copied())
             .args(["-subj", &subject, "-keyout", &key, "-out", &request])
             .expect_success();
-        write(self.file("names"), format!("subjectAltName = {subject_name}\n"));
+        write(self.file("extensions"), format!("{extension}\n"));
         self.openssl(&[
             "x509",
             "-req",
             "-days",
             days,
             "-CA",
-            "ca.pem",
+            &issuer,
             "-CAkey",
-            "ca.key",
+            &issuer_key,
             "-CAcreateserial",
         ])
-        .args(["-extfile", "names", "-in", &request, "-out", &own])
+        .args(["-extfile", "extensions", "-in", &request, "-out", &own])
         .expect_success();
-        let chain = [fs::read(self.file(&own)), fs::read(self.file("ca.pem"))];
-        write(self.file(&format!("{name}.pem")), chain.map(|part| part.expect("openssl wrote it")).concat());
+        let parts = [own, issuer].map(|part| fs::read(self.file(&part)).expect("openssl wrote it"));
+        write(self.file(&chain), parts.concat());
     }
 
     pub fn settings(&self, store: &Store, name: &str) -> Settings {

@@ -368,7 +368,9 @@ impl Transfer {
                     .into()
             }
             Self::NotResumable { .. } => {
-                "a proxy before the server must pass Range and Accept-Ranges on".into()
+                "a proxy before the server must pass Range and Accept-Ranges on; where \
+                 there is none, the server itself cannot: use one that can"
+                    .into()
             }
             Self::Slow { .. } => "look at the network and proxies between; compare with the doctor on the \
                  server. On a slow link, compression = \"zstd\" in the server's settings sends a third"
