@@ -253,6 +253,41 @@ fn wrong_bytes_fail() {
 }
 
 #[test]
+fn compressed_nars_are_decompressed_to_be_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = list(folder.path());
+    let compressed = |spoil: fn(&mut Vec<u8>)| {
+        let mut cache = Cache::new();
+        for (index, hash) in HASHES.iter().enumerate() {
+            let mut nar = cache.files.remove(&format!("/nar/{index}.nar")).unwrap();
+            if index == 1 {
+                spoil(&mut nar);
+            }
+            // In two frames, as a cache made of chunks has it; its narinfo does not tell the size yet.
+            let mut file = Vec::new();
+            for part in nar.chunks(nar.len().div_ceil(2)) {
+                let mut frame = Vec::with_capacity(zstd_safe::compress_bound(part.len()));
+                zstd_safe::compress(&mut frame, part, 1).unwrap();
+                file.extend(frame);
+            }
+            let info = cache.files.get_mut(&format!("/{hash}.narinfo")).unwrap();
+            *info = String::from_utf8(info.clone())
+                .unwrap()
+                .replace("Compression: none", "Compression: zstd")
+                .into();
+            cache.files.insert(format!("/nar/{index}.nar"), file);
+        }
+        cache.serve()
+    };
+    let verify = |url: &str| loadtest(&["nar", "--target", url, "--paths", &paths, "-c", "2", "--verify"]);
+    let right = verify(&compressed(|_| ()));
+    assert_eq!(code(&right), 0, "{}", printed(&right));
+    let wrong = verify(&compressed(|nar| nar[70_000] ^= 1));
+    assert_eq!(code(&wrong), 1);
+    assert!(printed(&wrong).contains("file of another NAR"), "{}", printed(&wrong));
+}
+
+#[test]
 fn thresholds_that_are_not_met_fail() {
     let (url, folder) = (Cache::new().serve(), tempfile::tempdir().unwrap());
     let paths = list(folder.path());
