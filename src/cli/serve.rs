@@ -12,6 +12,7 @@ use std::thread;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::accounts::{self, UnknownAccount};
 use super::certificates::Certificates;
 use super::keys::{KeysError, LoadedKey, load_secret_key};
 use super::log::Log;
@@ -22,7 +23,7 @@ use crate::causes::with_causes;
 use crate::config::{self, Bind, Config, ConfigError, Overrides};
 use crate::formats::signature::SecretKey;
 use crate::formats::store_path::{StoreDir, StorePathError};
-use crate::io::listen::Address;
+use crate::io::listen::{Address, Rights};
 use crate::io::tls::TlsError;
 use crate::limits;
 use crate::server::compressed::Cold;
@@ -70,6 +71,9 @@ pub enum ServeError {
         /// What the resolver said.
         source: std::io::Error,
     },
+    /// Nobody is called as the owner of sockets is to be.
+    #[error(transparent)]
+    Owner(#[from] UnknownAccount),
     /// The server could not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -130,6 +134,7 @@ fn start(config: &Config, journal: Option<Journal>) -> Result<(Server, Option<Ce
     let plan = Plan {
         store: store_settings(config)?,
         bind: addresses(&config.bind)?,
+        socket_rights: socket_rights(config)?,
         workers: config.workers.get(),
         connections: config.connections_per_worker.get(),
         priority: config.priority,
@@ -269,6 +274,11 @@ fn load_keys(paths: &[PathBuf]) -> Result<Arc<[SecretKey]>, KeysError> {
         Ok(key)
     };
     paths.iter().map(load).collect()
+}
+
+fn socket_rights(config: &Config) -> Result<Rights, UnknownAccount> {
+    let (user, group) = config.socket_owner.as_ref().map_or(Ok((None, None)), accounts::numbers)?;
+    Ok(Rights { mode: config.socket_mode, user, group })
 }
 
 fn addresses(binds: &[Bind]) -> Result<Vec<Address>, ServeError> {
