@@ -157,10 +157,32 @@ fn start(config: &Config, journal: Option<Journal>) -> Result<(Server, Option<Ce
         config.workers,
         server.connections_per_worker(),
     );
-    for name in names {
+    for name in &names {
         tracing::info!("signing as {name}");
     }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if let Some(url) = client_url(server.addresses(), certificates.is_some(), &host) {
+        tracing::info!("in clients' nix.conf: extra-substituters = {url}");
+        if !names.is_empty() {
+            tracing::info!("in clients' nix.conf: extra-trusted-public-keys = {}", names.join(" "));
+        }
+    }
     Ok((server, certificates))
+}
+
+/// What clients are to call this server, as far as it can know: by the first address that is not this machine's alone,
+/// if there is one. `host` is this machine's name, for where it listens at every address.
+fn client_url(addresses: &[Address], is_encrypted: bool, host: &str) -> Option<String> {
+    let tcp = addresses.iter().filter_map(|address| match address {
+        Address::Tcp(address) => Some(*address),
+        Address::Unix(_) => None,
+    });
+    let address = tcp.min_by_key(|address| address.ip().is_loopback())?;
+    if address.ip().is_unspecified() && !host.is_empty() {
+        let scheme = if is_encrypted { "https" } else { "http" };
+        return Some(format!("{scheme}://{host}:{}", address.port()));
+    }
+    Some(Address::Tcp(address).url(is_encrypted))
 }
 
 /// Where the store of the settings is.
@@ -369,6 +391,18 @@ mod tests {
         }
         let status = ended.expect("the process ends");
         assert_eq!(status.signal(), Some(signal_hook::consts::SIGABRT), "{status}");
+    }
+
+    #[test]
+    fn clients_are_told_an_address_that_they_can_reach() {
+        let tcp = |address: &str| Address::Tcp(address.parse().expect("an address"));
+        let socket = Address::Unix("/run/h".into());
+        let url = |addresses: &[Address], is_encrypted| client_url(addresses, is_encrypted, "office");
+        assert_eq!(url(&[socket.clone(), tcp("[::]:5000")], false).as_deref(), Some("http://office:5000"));
+        let both = [tcp("127.0.0.1:5000"), tcp("192.0.2.1:443")];
+        assert_eq!(url(&both, true).as_deref(), Some("https://192.0.2.1:443"));
+        assert_eq!(url(&both[..1], false).as_deref(), Some("http://127.0.0.1:5000"));
+        assert_eq!(url(&[socket], false), None);
     }
 
     #[test]
