@@ -33,6 +33,10 @@ const _: () = assert!(WORKERS_MAX == 1024, "messages say so");
 pub struct Config {
     /// Where to listen; at least one place.
     pub bind: Vec<Bind>,
+    /// The mode of the files of unix sockets, if one is set.
+    pub socket_mode: Option<u32>,
+    /// Whose they are, if that is set.
+    pub socket_owner: Option<Owner>,
     /// Worker actors, one a core.
     pub workers: NonZeroUsize,
     /// The most connections that one worker holds at a time.
@@ -89,6 +93,27 @@ pub enum Bind {
     },
     /// The absolute path of a unix socket.
     Unix(PathBuf),
+}
+
+/// Whose a file is: names, or numbers as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub user: Option<String>,
+    /// The group.
+    pub group: Option<String>,
+}
+
+impl Owner {
+    /// Reads `user:group`, `user` or `:group`.
+    fn parse(text: &str) -> Option<Self> {
+        let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+        let named = |name: &str| Some(name.to_owned()).filter(|name| !name.is_empty());
+        let is_name = |name: &str| !name.contains(|char: char| char.is_whitespace() || char == ':');
+        let owner = Self { user: named(user), group: group.and_then(named) };
+        (is_name(user) && group.is_none_or(is_name) && owner != Self { user: None, group: None })
+            .then_some(owner)
+    }
 }
 
 /// The files that TLS needs; both PEM.
@@ -348,6 +373,8 @@ impl Config {
                 Some((texts, place)) => binds(texts, place)?,
                 None => vec![Bind::Tcp { host: "::".to_owned(), port: 5000 }],
             },
+            socket_mode: settings.socket_mode,
+            socket_owner: settings.socket_owner,
             workers: match settings.workers {
                 Some((count, place)) => workers(count, place)?,
                 None => NonZeroUsize::MIN.saturating_add(3),
@@ -625,6 +652,29 @@ mod tests {
         assert!(read("proxy_protocol = true").warnings.iter().any(|told| told.contains("trusted_proxies")));
         let told = refusal("request_log = 'text'\ntrusted_proxies = ['10.0.0.0/8', '10.0.0.1/8']");
         assert!(told.contains("line 2: `trusted_proxies` must be") && told.contains("10.0.0.1/8"), "{told}");
+    }
+
+    #[test]
+    fn who_may_use_a_unix_socket() {
+        let config = read("bind = 'unix:/run/h'\nsocket_mode = '0660'\nsocket_owner = 'harmonia:nginx'");
+        assert_eq!(config.socket_mode, Some(0o660));
+        let owner = |text: &str| read(&format!("socket_owner = '{text}'")).socket_owner.expect("it is set");
+        let named = |user: Option<&str>, group: Option<&str>| Owner {
+            user: user.map(str::to_owned),
+            group: group.map(str::to_owned),
+        };
+        assert_eq!(config.socket_owner, Some(named(Some("harmonia"), Some("nginx"))));
+        assert_eq!((owner("a"), owner(":g")), (named(Some("a"), None), named(None, Some("g"))));
+        assert_eq!(owner("0:100"), named(Some("0"), Some("100")));
+        for wrong in
+            ["socket_mode = '0860'", "socket_mode = '1777'", "socket_mode = 660", "socket_mode = 'rw'"]
+        {
+            assert!(refusal(wrong).contains("socket_mode"), "{wrong}");
+        }
+        for wrong in [":", "a:b:c", "a b"] {
+            let told = refusal(&format!("socket_owner = '{wrong}'"));
+            assert!(told.contains("`socket_owner` must be a text such as \"user:group\""), "{told}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line: one file a command. This room alone prints and exits.
 
+mod accounts;
 mod cache;
 mod certificates;
 mod client;

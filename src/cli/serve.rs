@@ -12,6 +12,7 @@ use std::thread;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::accounts::{self, UnknownAccount};
 use super::certificates::Certificates;
 use super::keys::{KeysError, LoadedKey, load_secret_key};
 use super::log::Log;
@@ -22,7 +23,7 @@ use crate::causes::with_causes;
 use crate::config::{self, Bind, Config, ConfigError, Overrides};
 use crate::formats::signature::SecretKey;
 use crate::formats::store_path::{StoreDir, StorePathError};
-use crate::io::listen::Address;
+use crate::io::listen::{Address, Rights};
 use crate::io::tls::TlsError;
 use crate::limits;
 use crate::server::compressed::Cold;
@@ -70,6 +71,9 @@ pub enum ServeError {
         /// What the resolver said.
         source: std::io::Error,
     },
+    /// Nobody is called as the owner of sockets is to be.
+    #[error(transparent)]
+    Owner(#[from] UnknownAccount),
     /// The server could not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -160,6 +164,7 @@ pub(super) fn plan(config: &Config, certificates: Option<&Certificates>) -> Resu
     Ok(Plan {
         store: store_settings(config)?,
         bind: addresses(&config.bind)?,
+        socket_rights: socket_rights(config)?,
         workers: config.workers.get(),
         connections: config.connections_per_worker.get(),
         priority: config.priority,
@@ -172,6 +177,21 @@ pub(super) fn plan(config: &Config, certificates: Option<&Certificates>) -> Resu
         journal: None,
         trust: Trust { proxies: config.trusted_proxies.as_slice().into(), by_header: config.proxy_protocol },
     })
+}
+
+/// What clients are to call this server, as far as it can know: by the first address that is not this machine's alone,
+/// if there is one. `host` is this machine's name, for where it listens at every address.
+fn client_url(addresses: &[Address], is_encrypted: bool, host: &str) -> Option<String> {
+    let tcp = addresses.iter().filter_map(|address| match address {
+        Address::Tcp(address) => Some(*address),
+        Address::Unix(_) => None,
+    });
+    let address = tcp.min_by_key(|address| address.ip().is_loopback())?;
+    if address.ip().is_unspecified() && !host.is_empty() {
+        let scheme = if is_encrypted { "https" } else { "http" };
+        return Some(format!("{scheme}://{host}:{}", address.port()));
+    }
+    Some(Address::Tcp(address).url(is_encrypted))
 }
 
 /// Where the store of the settings is.
@@ -192,13 +212,7 @@ pub(super) fn store_settings(config: &Config) -> Result<store::Settings, StorePa
 /// The lines by which a client uses this server. `host` is what others call this machine, where it listens at all of
 /// its addresses.
 fn client_lines(addresses: &[Address], is_encrypted: bool, host: &str, keys: &[String]) -> Vec<String> {
-    let url = addresses.iter().find_map(|address| match address {
-        Address::Tcp(at) if at.ip().is_unspecified() => {
-            Some(format!("http{}://{host}:{}", if is_encrypted { "s" } else { "" }, at.port()))
-        }
-        Address::Tcp(_) => Some(address.url(is_encrypted)),
-        Address::Unix(_) => None,
-    });
+    let url = client_url(addresses, is_encrypted, host);
     let substituters = url.map(|url| format!("extra-substituters = {url}"));
     let keys = (!keys.is_empty()).then(|| format!("extra-trusted-public-keys = {}", keys.join(" ")));
     substituters.into_iter().chain(keys).collect()
@@ -319,6 +333,11 @@ fn load_keys(paths: &[PathBuf]) -> Result<Arc<[SecretKey]>, KeysError> {
     paths.iter().map(load).collect()
 }
 
+fn socket_rights(config: &Config) -> Result<Rights, UnknownAccount> {
+    let (user, group) = config.socket_owner.as_ref().map_or(Ok((None, None)), accounts::numbers)?;
+    Ok(Rights { mode: config.socket_mode, user, group })
+}
+
 fn addresses(binds: &[Bind]) -> Result<Vec<Address>, ServeError> {
     let mut addresses = Vec::new();
     for bind in binds {
@@ -424,6 +443,18 @@ mod tests {
         assert_eq!(lines(&[tcp("0.0.0.0:443")], true, &[]), ["extra-substituters = https://cache:443"]);
         assert_eq!(lines(&[tcp("127.0.0.1:1")], false, &[]), ["extra-substituters = http://127.0.0.1:1"]);
         assert_eq!(lines(&[unix], false, &["a:1"]), ["extra-trusted-public-keys = a:1"]);
+    }
+
+    #[test]
+    fn clients_are_told_an_address_that_they_can_reach() {
+        let tcp = |address: &str| Address::Tcp(address.parse().expect("an address"));
+        let socket = Address::Unix("/run/h".into());
+        let url = |addresses: &[Address], is_encrypted| client_url(addresses, is_encrypted, "office");
+        assert_eq!(url(&[socket.clone(), tcp("[::]:5000")], false).as_deref(), Some("http://office:5000"));
+        let both = [tcp("127.0.0.1:5000"), tcp("192.0.2.1:443")];
+        assert_eq!(url(&both, true).as_deref(), Some("https://192.0.2.1:443"));
+        assert_eq!(url(&both[..1], false).as_deref(), Some("http://127.0.0.1:5000"));
+        assert_eq!(url(&[socket], false), None);
     }
 
     #[test]

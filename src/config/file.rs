@@ -8,14 +8,16 @@ use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
 use super::{
-    COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, LineForm, Network, Place, Precompress,
+    COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, LineForm, Network, Owner, Place, Precompress,
     RequestLog, TlsFiles, Trusted, absolute,
 };
 use crate::limits::{KEEP_DAYS_MAX, WORKERS_MAX};
 
 /// Every key, in the order of the documentation.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 31] = [
     "bind",
+    "socket_mode",
+    "socket_owner",
     "workers",
     "max_connection_rate",
     "max_connections",
@@ -56,6 +58,8 @@ const CACHE_MAX_SIZE: u64 = 20 << 30;
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) bind: Option<(Vec<String>, Place)>,
+    pub(super) socket_mode: Option<u32>,
+    pub(super) socket_owner: Option<Owner>,
     pub(super) workers: Option<(u64, Place)>,
     pub(super) connections_per_worker: NonZeroUsize,
     pub(super) priority: i32,
@@ -99,6 +103,8 @@ impl Settings {
         }
         let settings = Self {
             bind: reader.texts("bind")?,
+            socket_mode: reader.mode("socket_mode")?,
+            socket_owner: reader.owner("socket_owner")?,
             workers: reader.integer("workers", "a whole number from 1 to 1024", u64::try_from)?,
             connections_per_worker,
             priority: priority.map_or(30, |(priority, _)| priority),
@@ -200,6 +206,22 @@ impl<'t> Reader<'t> {
             value => vec![read(value, begin.clone())?],
         };
         Ok(Some((texts, begin)))
+    }
+
+    /// A file's mode, as a text of octal digits.
+    fn mode(&mut self, key: &'static str) -> Result<Option<u32>, ConfigError> {
+        let Some((text, place)) = self.text(key)? else { return Ok(None) };
+        let is_octal = text.len() <= 4 && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
+        let expected = "a text of octal digits such as \"0660\"";
+        mode.map(Some).ok_or_else(|| ConfigError::Value { place, key, expected, found: format!("{text:?}") })
+    }
+
+    fn owner(&mut self, key: &'static str) -> Result<Option<Owner>, ConfigError> {
+        let Some((text, place)) = self.text(key)? else { return Ok(None) };
+        let expected = "a text such as \"user:group\", \"user\" or \":group\"";
+        let owner = Owner::parse(&text);
+        owner.map(Some).ok_or_else(|| ConfigError::Value { place, key, expected, found: format!("{text:?}") })
     }
 
     fn request_log(&mut self) -> Result<Option<RequestLog>, ConfigError> {

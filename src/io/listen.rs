@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 #[cfg(not(target_vendor = "apple"))]
 use std::os::fd::FromRawFd;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mio::event::Source;
@@ -45,6 +45,17 @@ impl fmt::Display for Address {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// Who may connect to a unix socket, by the rights of its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// The file's mode; `None` leaves what the process's umask makes of it.
+    pub mode: Option<u32>,
+    /// Its owner.
+    pub user: Option<u32>,
+    /// Its group.
+    pub group: Option<u32>,
 }
 
 /// A listening socket. The file of a unix socket that it made is removed with it.
@@ -91,14 +102,14 @@ enum Kind {
 
 impl Listener {
     /// Listens at `address`. `[::]` takes IPv4 connections as well. A unix socket that nobody listens on
-    /// any more is replaced, a live one is not.
+    /// any more is replaced, a live one is not; its file gets these rights before anybody can connect.
     ///
     /// # Errors
     /// As the system says: `AddrInUse` when somebody listens there already.
-    pub fn bind(address: &Address) -> Result<Self> {
+    pub fn bind(address: &Address, rights: &Rights) -> Result<Self> {
         match address {
             Address::Tcp(address) => Self::bind_tcp(*address),
-            Address::Unix(path) => Self::bind_unix(path),
+            Address::Unix(path) => Self::bind_unix(path, rights),
         }
     }
 
@@ -152,9 +163,22 @@ impl Listener {
         Ok(Self { socket: Kind::Tcp(listener), address, is_inherited: false })
     }
 
-    fn bind_unix(path: &Path) -> Result<Self> {
+    fn bind_unix(path: &Path, rights: &Rights) -> Result<Self> {
         remove_stale(path)?;
-        let listener = mio::net::UnixListener::bind(path)?;
+        let listener = if *rights == Rights::default() {
+            mio::net::UnixListener::bind(path)?
+        } else {
+            // Under another name until the rights are right: who is quick must not come in by the umask's.
+            let making = beside(path);
+            let _ = std::fs::remove_file(&making);
+            let listener = mio::net::UnixListener::bind(&making)?;
+            let placed = rights.give(&making).and_then(|()| std::fs::rename(&making, path));
+            if let Err(error) = placed {
+                let _ = std::fs::remove_file(&making);
+                return Err(error);
+            }
+            listener
+        };
         let address = Address::Unix(path.to_owned());
         Ok(Self { socket: Kind::Unix(listener), address, is_inherited: false })
     }
@@ -201,6 +225,26 @@ impl Listener {
             Kind::Unix(listener) => listener,
         }
     }
+}
+
+impl Rights {
+    fn give(&self, path: &Path) -> Result<()> {
+        let failed = |what, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        if self.user.is_some() || self.group.is_some() {
+            std::os::unix::fs::chown(path, self.user, self.group)
+                .map_err(|error| failed("socket_owner cannot be given to the socket's file", error))?;
+        }
+        if let Some(mode) = self.mode {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+                .map_err(|error| failed("socket_mode cannot be given to the socket's file", error))?;
+        }
+        Ok(())
+    }
+}
+
+/// A name in the same folder, no longer than need be: the system takes some hundred bytes for a socket's path.
+fn beside(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}", std::process::id()))
 }
 
 impl Source for Listener {
@@ -282,7 +326,8 @@ mod tests {
 
     #[test]
     fn a_connection_waits_until_it_is_taken() {
-        let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let listener =
+            Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap()), &Rights::default()).unwrap();
         assert!(!listener.has_waiting());
         let Address::Tcp(address) = listener.address() else { panic!("a TCP address") };
         let _client = std::net::TcpStream::connect(address).unwrap();
@@ -293,8 +338,9 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_in_use() {
-        let first = Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
-        let error = Listener::bind(first.address()).err().expect("the port is taken");
+        let first =
+            Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap()), &Rights::default()).unwrap();
+        let error = Listener::bind(first.address(), &Rights::default()).err().expect("the port is taken");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
     }
 
@@ -304,11 +350,28 @@ mod tests {
         let path = folder.path().join("socket");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file behind");
-        let live = Listener::bind(&Address::Unix(path.clone())).unwrap();
-        let error = Listener::bind(&Address::Unix(path.clone())).err().expect("somebody listens");
+        let live = Listener::bind(&Address::Unix(path.clone()), &Rights::default()).unwrap();
+        let error =
+            Listener::bind(&Address::Unix(path.clone()), &Rights::default()).err().expect("somebody listens");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         drop(live);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn rights_are_given_before_the_socket_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let group = rustix::process::getegid().as_raw();
+        let rights = Rights { mode: Some(0o620), user: None, group: Some(group) };
+        let live = Listener::bind(&Address::Unix(path.clone()), &rights).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o620);
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        live.accept(None).unwrap();
+        let error = Listener::bind(&Address::Unix(path.clone()), &rights).err().expect("somebody listens");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left there");
     }
 
     #[test]
@@ -316,13 +379,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("precious");
         std::fs::write(&path, "data").unwrap();
-        assert!(Listener::bind(&Address::Unix(path.clone())).is_err());
+        assert!(Listener::bind(&Address::Unix(path.clone()), &Rights::default()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
     }
 
     #[test]
     fn ipv6_any_takes_ipv4() {
-        let listener = match Listener::bind(&Address::Tcp("[::]:0".parse().unwrap())) {
+        let listener = match Listener::bind(&Address::Tcp("[::]:0".parse().unwrap()), &Rights::default()) {
             Ok(listener) => listener,
             // A kernel without IPv6 has no such address; that it says so is what can be checked there.
             Err(error) => {

@@ -98,6 +98,7 @@ impl<'s> Run<'s> {
         let plan = Plan {
             store: shop.settings.clone(),
             bind: Vec::new(),
+            socket_rights: Default::default(),
             workers: 1,
             connections: CAPACITY,
             priority: 30,

@@ -22,7 +22,7 @@ use crate::cache::pack::{self, Packer};
 use crate::cache::{self, Cache};
 use crate::formats::signature::SecretKey;
 use crate::io::descriptors;
-use crate::io::listen::{Address, InheritError, Listener};
+use crate::io::listen::{Address, InheritError, Listener, Rights};
 use crate::io::poll::Poll;
 use crate::io::socket::Socket;
 use crate::io::tls::Tls;
@@ -45,6 +45,8 @@ pub struct Plan {
     pub store: store::Settings,
     /// Where to listen; at least one.
     pub bind: Vec<Address>,
+    /// Who may connect to unix sockets.
+    pub socket_rights: Rights,
     /// Worker actors, at least one.
     pub workers: usize,
     /// The most connections one worker holds, at least one.
@@ -142,7 +144,7 @@ impl Server {
     /// When the store cannot be used, an address cannot be listened at, or the system refuses.
     pub fn start(plan: Plan) -> Result<Self, StartError> {
         let listeners = match Listener::inherited()? {
-            inherited if inherited.is_empty() => bind_all(&plan.bind)?,
+            inherited if inherited.is_empty() => bind_all(&plan.bind, &plan.socket_rights)?,
             inherited => inherited.into_iter().map(named).collect(),
         };
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
@@ -324,9 +326,9 @@ fn named((listener, name): (Listener, String)) -> Listener {
     listener
 }
 
-fn bind_all(addresses: &[Address]) -> Result<Vec<Listener>, StartError> {
+fn bind_all(addresses: &[Address], rights: &Rights) -> Result<Vec<Listener>, StartError> {
     let bind = |address: &Address| {
-        Listener::bind(address).map_err(|source| {
+        Listener::bind(address, rights).map_err(|source| {
             let address = address.clone();
             match source.kind() {
                 io::ErrorKind::AddrInUse => StartError::Taken { address },
