@@ -1,6 +1,8 @@
 {
   lib,
+  stdenv,
   rustPlatform,
+  installShellFiles,
 }:
 rustPlatform.buildRustPackage {
   pname = "harmonia";
@@ -22,9 +24,19 @@ rustPlatform.buildRustPackage {
   # scripts/test runs the tests: they need a Nix store to write to, and the network's registries.
   doCheck = false;
 
+  nativeBuildInputs = [ installShellFiles ];
+
   # Units that start an earlier Harmonia start it by this name.
   postInstall = ''
     ln -s harmonia "$out/bin/harmonia-cache"
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    "$out/bin/harmonia" generate man-pages man
+    installManPage man/*
+    installShellCompletion --cmd harmonia \
+      --bash <("$out/bin/harmonia" generate completions bash) \
+      --fish <("$out/bin/harmonia" generate completions fish) \
+      --zsh <("$out/bin/harmonia" generate completions zsh)
   '';
 
   meta = {
