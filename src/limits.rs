@@ -113,6 +113,10 @@ pub const RETRY_AFTER: &str = "5";
 /// here or elsewhere, where one that waits learns nothing for 300 s.
 pub const FETCH_TIME: Duration = ANSWER_TIME;
 
+/// The same for a compressed NAR, whose next frame may have to wait for its turn at a slow encoder: with every core at
+/// level 19 of zstd and many NARs at once, a minute and more. Less than the 300 s that clients wait.
+pub const FRAME_TIME: Duration = Duration::from_secs(240);
+
 /// When a transfer has no more than this ready, the next segments are fetched: half of what one fetch
 /// gives, so that the wire does not wait for the disk, and no transfer holds more than one fetch and a half.
 pub const FETCH_AHEAD: u64 = FETCH_BYTES / 2;
@@ -139,6 +143,7 @@ const _: () =
 const _: () = assert!(HEAD_TIME.as_secs() < IDLE_TIME.as_secs());
 const _: () = assert!(SHED_TIME.as_secs() < SEND_WINDOW.as_secs());
 const _: () = assert!(FETCH_TIME.as_secs() < SEND_WINDOW.as_secs(), "before the client gives up");
+const _: () = assert!(FRAME_TIME.as_secs() < SEND_WINDOW.as_secs(), "before the client gives up");
 const _: () = assert!(DRAIN_TIME.as_secs() < 90, "systemd kills after 90 s");
 const _: () = assert!(READ_BYTES as u64 <= LINGER_BYTES);
 
@@ -151,6 +156,9 @@ pub const LOG_LINES: usize = 4096;
 /// Requests that wait to be logged, at some 200 bytes each: a tenth of a second of what small answers a machine can give.
 /// What comes beyond is lost, and counted.
 pub const RECORDS: usize = 16_384;
+
+/// The longest method and target that are logged, in bytes; of longer ones the beginning.
+pub const LOGGED_LINE_MAX: usize = 1024;
 
 /// The longest user agent that is logged, in bytes; of a longer one the beginning.
 pub const AGENT_MAX: usize = 256;
@@ -170,6 +178,9 @@ pub const FAULTS_TOLD: u32 = 10;
 /// What the process holds besides connections and files being sent: standard streams, polls, wakers,
 /// listening sockets, databases, the daemon's socket, temporary roots; and the cache's volumes.
 pub const DESCRIPTORS_OWN: u64 = 112 + CACHE_VOLUMES;
+
+/// A worker holds its poll, what wakes it, and the Nix database with its log.
+pub const DESCRIPTORS_PER_WORKER: u64 = 4;
 
 /// A connection that sends a NAR holds its socket, the folder of the store path and, at the most, these files.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2 + TRANSFER_FILES as u64;
@@ -462,6 +473,17 @@ pub const FILES_REMEMBERED: usize = 32_768;
 /// Threads that answer what workers ask about compressed NARs. They read an inventory that is in memory, check frames
 /// before their first use, and make those again that were evicted.
 pub const CACHE_THREADS: usize = 2;
+
+/// How many NARs that somebody waits for are in the middle of being compressed. Each holds what was read and not cut yet,
+/// [`CHUNK_MAX`] at the most, its tree's folder and a file of it; the others wait for their first turn.
+pub const COMPRESSING_OPEN: usize = 32;
+
+/// How many NARs that nobody waits for may be to be compressed, each with its plan; more are not begun.
+pub const COMPRESSING_BEHIND: usize = 256;
+
+/// How many clients at once are sent what is compressed for each alone, where frames cannot be kept. Each holds a chunk
+/// and its frame, some 15 MB at the most.
+pub const COMPRESSING_ALONE: usize = 16;
 
 /// How many frames of a compressed NAR one fetch gives, as ranges of files: some 20 MB, for one look at the inventory
 /// each.

@@ -126,6 +126,19 @@ fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
     assert_eq!(server.get(&wrong).status, 404);
 }
 
+/// Over a unix socket, as a proxy's HTTP/1.0 comes, the end of the connection is no sign that all was sent.
+#[test]
+fn a_client_without_chunks_is_told_the_length() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let path = add(&store, "old", 5);
+    let server = compressing(&store, cache.path(), "zstd").start();
+    let url = url(&server, &path);
+    let mut connection = server.connect();
+    let response = connection.send(format!("GET {url} HTTP/1.0\r\n\r\n")).read("GET");
+    assert_eq!((response.status, response.content_length()), (200, Some(response.body.len() as u64)));
+    assert!(decompressed("zstd", &response.body) == store.dump(&path));
+}
+
 #[test]
 fn ranges_warm_and_cold() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());

@@ -99,18 +99,19 @@ impl Actor {
         Self { compressor, ..self }
     }
 
-    /// Starts `threads` threads that answer what comes in `requests`; they end when all its senders are gone.
+    /// Starts `threads` threads, called by this name, that answer what comes in `requests`; they end when all its senders are gone.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn spawn(
         &self,
+        name: &'static str,
         threads: usize,
         requests: &Receiver<Request>,
     ) -> std::io::Result<Vec<JoinHandle<()>>> {
         let start = |number| {
             let (actor, requests) = (self.clone(), requests.clone());
-            thread::Builder::new().name(format!("cache-{number}")).spawn(move || {
+            thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
                 while let Some(request) = requests.recv() {
                     actor.handle(request);
                 }
@@ -165,7 +166,7 @@ impl Actor {
                 });
             }
             (Err(CompressError::NoCache | CompressError::Cache(_)), When::Begun) => {
-                Ok(Stream::alone(encoding, nar))
+                self.compressor.alone().map(|turn| Stream::alone(encoding, nar, turn))
             }
             (Err(error), _) => Err(error),
         };

@@ -2,8 +2,8 @@
 //!
 //! A NAR is read and cut by one thread at a time, in order, and hashed on the way; its chunks are compressed by all.
 //! Between two chunks of one NAR the others get their turn, so that a large one holds nobody up. What a thread has in
-//! hand is one chunk and its frame: memory is bounded by the number of threads, and the cut-off rests of the NARs
-//! under way.
+//! hand is one chunk and its frame; what is in the middle holds the rest that was cut off, a folder and a file, and only
+//! so many are (`COMPRESSING_OPEN`, and one a thread of those that nobody waits for).
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -22,7 +22,7 @@ use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::limits::{CACHE_LOOK, WARNING_PAUSE};
+use crate::limits::{CACHE_LOOK, COMPRESSING_ALONE, COMPRESSING_BEHIND, COMPRESSING_OPEN, WARNING_PAUSE};
 use crate::mailbox::Sender;
 use crate::metrics::CompressMetrics;
 use crate::nar::{Cursor, Damage, NarError, Segment};
@@ -66,14 +66,20 @@ struct Shared {
     finished: AtomicU64,
     /// When it was last told that the cache cannot be used.
     told: Mutex<Option<Instant>>,
+    /// Has a clone with each client that frames are made for alone.
+    alone: Arc<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Each NAR under way that is not being read just now and that somebody waits for.
+    /// NARs that somebody waits for and that have had no turn yet.
+    waiting: VecDeque<Task>,
+    /// Those that have, at most [`COMPRESSING_OPEN`], while none of their chunks is being read.
     urgent: VecDeque<Task>,
-    /// The same for those that nobody waits for.
+    /// Those that nobody waits for: the first is finished before the second is begun.
     behind: VecDeque<Task>,
+    /// Has a clone in each task that was begun while somebody waited for it.
+    turns: Arc<()>,
     /// Every NAR under way, so that whoever wants the same shares it.
     jobs: HashMap<(Sha256, Encoding), Arc<Job>>,
     is_ending: bool,
@@ -87,6 +93,8 @@ struct Task {
     hasher: sha2::Sha256,
     /// The number of the next chunk.
     next: usize,
+    /// See [`State::turns`].
+    turn: Option<Arc<()>>,
 }
 
 impl Compressor {
@@ -99,7 +107,8 @@ impl Compressor {
         metrics: Arc<CompressMetrics>,
     ) -> Self {
         let (state, wake, finished) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told: Mutex::default() }))
+        let (told, alone) = (Mutex::default(), Arc::default());
+        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone }))
     }
 
     /// How many NARs were compressed so far: while it is the same, nothing that was not there is.
@@ -124,6 +133,7 @@ impl Compressor {
     pub fn end(&self) {
         let mut state = self.0.state();
         state.is_ending = true;
+        state.waiting.clear();
         state.urgent.clear();
         state.behind.clear();
         let jobs: Vec<_> = state.jobs.drain().map(|(_, job)| job).collect();
@@ -175,9 +185,12 @@ impl Compressor {
         if state.is_ending {
             return Err(CompressError::Ended);
         }
+        if !is_urgent && state.behind.len() >= COMPRESSING_BEHIND {
+            return Err(CompressError::TooMany);
+        }
         let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, is_urgent));
         let input = Input::new(nar);
-        state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0 });
+        state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0, turn: None });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
         drop(state);
         self.0.metrics.begun();
@@ -355,6 +368,16 @@ impl Compressor {
         self.0.cache_failed(error);
     }
 
+    /// A turn for one client alone, until it is dropped.
+    ///
+    /// # Errors
+    /// [`CompressError::TooMany`] where [`COMPRESSING_ALONE`] have one.
+    pub(super) fn alone(&self) -> Result<Arc<()>, CompressError> {
+        let turn = Arc::clone(&self.0.alone);
+        // Itself, and the one that is kept.
+        if Arc::strong_count(&turn) - 2 < COMPRESSING_ALONE { Ok(turn) } else { Err(CompressError::TooMany) }
+    }
+
     /// The frame of a chunk, for one client: kept if that is possible.
     pub(super) fn frame_now(
         &self,
@@ -380,21 +403,31 @@ impl fmt::Debug for Shared {
 
 impl State {
     fn push(&mut self, task: Task) {
-        let queue = match task.job.is_urgent.load(Ordering::Relaxed) {
-            true => &mut self.urgent,
-            false => &mut self.behind,
-        };
-        queue.push_back(task);
+        let is_urgent = task.job.is_urgent.load(Ordering::Relaxed);
+        match (is_urgent, &task.turn) {
+            (true, Some(_)) => self.urgent.push_back(task),
+            (true, None) => self.waiting.push_back(task),
+            // Begun or not: what was begun holds memory, and goes on before another is.
+            (false, _) if task.next > 0 => self.behind.push_front(task),
+            (false, _) => self.behind.push_back(task),
+        }
     }
 
+    /// Whoever has had no turn comes first, so that its client sees a beginning; then those that have, in turn.
     fn pop(&mut self) -> Option<Task> {
+        let open = Arc::strong_count(&self.turns) - 1;
+        if open < COMPRESSING_OPEN
+            && let Some(task) = self.waiting.pop_front()
+        {
+            return Some(Task { turn: Some(Arc::clone(&self.turns)), ..task });
+        }
         self.urgent.pop_front().or_else(|| self.behind.pop_front())
     }
 
     /// Somebody waits for a job that nobody waited for.
     fn hasten(&mut self, job: &Arc<Job>) {
         let place = self.behind.iter().position(|task| Arc::ptr_eq(&task.job, job));
-        self.urgent.extend(place.and_then(|place| self.behind.remove(place)));
+        self.waiting.extend(place.and_then(|place| self.behind.remove(place)));
     }
 }
 

@@ -30,6 +30,9 @@ pub enum CompressError {
     /// There is no cache.
     #[error("there is no cache")]
     NoCache,
+    /// Memory is bounded.
+    #[error("too many NARs are being compressed")]
+    TooMany,
     /// A frame is gone, and this server does not make frames of its encoding.
     #[error("a frame of an encoding of former times is gone")]
     Retired,

@@ -44,7 +44,11 @@ enum Work {
     /// What has been made of it so far.
     Job(Arc<Job>),
     /// It is made as it goes, for this client alone: frames cannot be kept.
-    Alone(Box<Input>),
+    Alone {
+        input: Box<Input>,
+        /// Counts: only so many may be.
+        _turn: Arc<()>,
+    },
 }
 
 /// What a fetch gives.
@@ -77,8 +81,8 @@ impl Stream {
     }
 
     /// A file that is made as it is sent, for one client: there is no place for frames.
-    pub fn alone(encoding: Encoding, nar: Cursor) -> Self {
-        let work = Work::Alone(Box::new(Input::new(nar.clone())));
+    pub fn alone(encoding: Encoding, nar: Cursor, turn: Arc<()>) -> Self {
+        let work = Work::Alone { input: Box::new(Input::new(nar.clone())), _turn: turn };
         let tree = Tree::Planned(nar);
         Self { tree, encoding: Some(encoding), nar_hash: None, work, next: 0, skip: 0, left: None }
     }
@@ -87,7 +91,7 @@ impl Stream {
     pub fn manifest(&self) -> Option<&Arc<Manifest>> {
         match &self.work {
             Work::Whole(manifest) => Some(manifest),
-            Work::Job(_) | Work::Alone(_) => None,
+            Work::Job(_) | Work::Alone { .. } => None,
         }
     }
 
@@ -127,7 +131,7 @@ impl Stream {
                     let manifest = Arc::clone(manifest);
                     return self.fetch_whole(compressor, &manifest).map(Fetched::Segments);
                 }
-                Work::Alone(input) => {
+                Work::Alone { input, .. } => {
                     let Some(chunk) = input.next(|_| ())? else {
                         self.left = Some(0);
                         continue;
@@ -146,7 +150,7 @@ impl Stream {
                         continue;
                     }
                     Progress::Failed(CompressError::Cache(_), parts) => {
-                        self.go_alone(&parts)?;
+                        self.go_alone(&parts, compressor.alone()?)?;
                         continue;
                     }
                     Progress::Failed(error, _) => return Err(error),
@@ -214,12 +218,12 @@ impl Stream {
     }
 
     /// Goes on without the job, from where the client is.
-    fn go_alone(&mut self, parts: &[Part]) -> Result<(), CompressError> {
+    fn go_alone(&mut self, parts: &[Part], turn: Arc<()>) -> Result<(), CompressError> {
         let start = self.next.checked_sub(1).and_then(|last| parts.get(last)).map_or(0, |part| part.nar_end);
         let Tree::Planned(nar) = &self.tree else { return Err(CompressError::Ended) };
         let mut nar = nar.clone();
         nar.set_range(start, nar.plan().size());
-        self.work = Work::Alone(Box::new(Input::new(nar)));
+        self.work = Work::Alone { input: Box::new(Input::new(nar)), _turn: turn };
         Ok(())
     }
 }

@@ -280,12 +280,12 @@ fn reload(server: &Server, config: &Config, again: Load<'_>) {
     };
     match load_keys(&fresh.sign_key_paths) {
         Ok(keys) => {
-            let names: Vec<&str> = keys.iter().map(SecretKey::name).collect();
+            let names: Vec<String> = keys.iter().map(|key| key.name().to_owned()).collect();
+            server.replace_keys(keys);
             match names.is_empty() {
                 true => tracing::warn!("signing with no key from now on: sign_key_paths names none"),
                 false => tracing::info!("signing with {} from now on", names.join(", ")),
             }
-            server.replace_keys(keys);
         }
         Err(error) => tracing::error!("the signing keys stay as they were: sign_key_paths: {error}"),
     }

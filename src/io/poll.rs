@@ -50,9 +50,10 @@ impl Poll {
             if is_woken.swap(true, Ordering::AcqRel) {
                 return;
             }
-            // It writes to an eventfd that this closure keeps open: it cannot fail in a way that leaves
-            // the poll asleep.
-            let _ = waker.wake();
+            // Where a wake does not get through, the next message tries again.
+            if waker.wake().is_err() {
+                is_woken.store(false, Ordering::Release);
+            }
         })
     }
 

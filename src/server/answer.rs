@@ -119,11 +119,16 @@ impl<'w> Writer<'w> {
         self.document("application/json", &[("Nix-Link", nar_url), DAY], json.into())
     }
 
-    /// The client has it already.
-    pub fn not_modified(self, etag: &str) -> Reply {
+    /// The client has the NAR already.
+    pub fn nar_not_modified(self, etag: &str) -> Reply {
+        self.not_modified(etag, IMMUTABLE)
+    }
+
+    /// The client has it already; `lasting` is what the whole would say of how long, since a cache takes it over.
+    fn not_modified(self, etag: &str, lasting: (&str, &str)) -> Reply {
         let Self { head, date, version, keep_alive, varies, .. } = self;
         let mut begun =
-            Head::new(head, Status::NotModified, date).header("ETag", etag).header(IMMUTABLE.0, IMMUTABLE.1);
+            Head::new(head, Status::NotModified, date).header("ETag", etag).header(lasting.0, lasting.1);
         if varies {
             begun = begun.header(VARY.0, VARY.1);
         }
@@ -199,7 +204,7 @@ impl<'w> Writer<'w> {
     ) -> Reply {
         let etag = served.map_or("", |served| &served.nar_etag);
         if conditions.is_some_and(|conditions| conditions.match_tag(etag)) {
-            return self.not_modified(etag);
+            return self.not_modified(etag, DAY);
         }
         let fields = [("Content-Type", kind), DAY, NO_SNIFFING, SANDBOX];
         let length = file.as_ref().map_or(0, Segment::len);

@@ -18,6 +18,15 @@ impl<I: Io> Worker<I> {
         }
     }
 
+    /// Tells a listener that has asked for room in vain: what was idle when it chose this worker has an answer in flight
+    /// by now, and others may have room. After [`Worker::publish`], so that this worker is not chosen again for what it
+    /// has no more.
+    pub(super) fn give_up_room(&mut self) {
+        if std::mem::take(&mut self.is_to_make_room) && self.load.wanted() {
+            self.tell_listener();
+        }
+    }
+
     /// Closes a connection without an answer in flight, unless a request has just arrived on it.
     pub(super) fn evict(&mut self, key: usize, cause: Closed) {
         let Some(seat) = self.seats.get_mut(key) else { return };

@@ -19,6 +19,7 @@ use crate::cache::compress::{Compressor, Wanted};
 use crate::cache::encode::{Encoding, Format};
 use crate::cache::{CompressError, Stream};
 use crate::formats::hash::Sha256;
+use crate::http::Version;
 use crate::io::Io;
 use crate::limits;
 use crate::mailbox::Ticket;
@@ -166,7 +167,7 @@ pub(super) fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Se
     }
     let tag = etag(&served, encoding);
     if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&tag)) {
-        return Step::Reply(desk.writer(exchange).not_modified(&tag));
+        return Step::Reply(desk.writer(exchange).nar_not_modified(&tag));
     }
     // As for a NAR: a frame that is gone is made of the tree again.
     if exchange.lease.is_none() && !exchange.head_only() {
@@ -245,24 +246,41 @@ pub(super) fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, nar: Cursor)
     let Route::Compressed { format, .. } = exchange.route else { return absent(exchange, desk) };
     let Some(served) = &exchange.served else { return absent(exchange, desk) };
     let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
-    // A part of what has no length yet cannot be told.
-    let needs_length = !exchange.is_encoded && (exchange.head_only() || exchange.wants_range());
+    // A part of what has no length yet cannot be told. And a client of HTTP/1.0 would have the end of the connection for
+    // the end of the file, which over a unix socket looks the same where it was broken off.
+    let wants_length = !exchange.is_encoded && (exchange.head_only() || exchange.wants_range());
+    let needs_length = wants_length || exchange.version == Version::H10;
     let when = if needs_length { When::Done } else { When::Begun };
     let encoding = desk.site.compression.of(format);
     Step::Ask(Question::Compress { wanted: Wanted { path, nar_hash, nar, encoding, is_urgent: true }, when })
 }
 
+/// Whether a NAR is going to be sent as it is.
+fn is_sent_plain(exchange: &Exchange) -> bool {
+    matches!(exchange.route, Route::Nar { .. }) && !exchange.head_only()
+}
+
 /// What is to be compressed for whoever comes next when a NAR is sent as it is.
 fn behind(compression: &Compression, exchange: &Exchange, nar: &Cursor) -> Option<Wanted> {
     let format = compression.offered.filter(|_| compression.cold == Cold::Identity)?;
-    let is_sent = matches!(exchange.route, Route::Nar { .. }) && !exchange.head_only();
-    let served = exchange.served.as_ref().filter(|_| is_sent)?;
+    let served = exchange.served.as_ref().filter(|_| is_sent_plain(exchange))?;
     let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
     let encoding = compression.of(format);
     Some(Wanted { path, nar_hash, nar: nar.clone(), encoding, is_urgent: false })
 }
 
 impl<I: Io> Worker<I> {
+    /// Has the pack made of a NAR that is going to be sent as it is.
+    pub(super) fn have_packed(&mut self, ticket: Ticket, nar: &Cursor) {
+        let Some(seat) = self.seats.get_mut(ticket.slot as usize) else { return };
+        if let State::Asking(serial, exchange) = &seat.connection.state
+            && *serial == ticket.serial
+            && is_sent_plain(exchange)
+        {
+            self.rooms.have_packed(nar, self.io.now());
+        }
+    }
+
     /// Has a NAR compressed that is going to be sent as it is, where that is how it is done.
     pub(super) fn have_compressed(&mut self, ticket: Ticket, nar: &Cursor) {
         let Some(seat) = self.seats.get_mut(ticket.slot as usize) else { return };

@@ -136,7 +136,7 @@ impl Visitor {
         let agent = if self.agents { forwarded::field(head, b"user-agent") } else { None };
         self.note = Note {
             client: named,
-            line: line[..end].into(),
+            line: line[..end.min(limits::LOGGED_LINE_MAX)].into(),
             agent: agent.map(|agent| agent[..agent.len().min(limits::AGENT_MAX)].into()),
             bytes: 0,
         };

@@ -286,7 +286,7 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
                 return compressed::encoded(exchange, desk, served);
             }
             if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&served.nar_etag)) {
-                return Step::Reply(desk.writer(exchange).not_modified(&served.nar_etag));
+                return Step::Reply(desk.writer(exchange).nar_not_modified(&served.nar_etag));
             }
             // Only what is sent must be kept from the collector; and the root first, so that the validity
             // found afterwards is one that lasts.

@@ -25,6 +25,8 @@ pub struct Rooms {
     pub pack: Option<Sender<pack::Request>>,
     /// Compressed NARs.
     pub cache: Sender<cache::Request>,
+    /// Which of them there are: a narinfo waits for that, and not behind what is being made.
+    pub find: Sender<cache::Request>,
     /// Temporary roots.
     pub roots: Sender<roots::Request>,
     /// Roots of what is asked for, where it is kept.
@@ -77,7 +79,7 @@ impl Rooms {
             Question::Find { served, encoding } => {
                 let root = self.real_store.join(served.info.path.as_str()).into();
                 let nar_hash = served.info.nar_hash;
-                self.cache.try_send(cache::Request::Find { ticket, encoding, nar_hash, root })?;
+                self.find.try_send(cache::Request::Find { ticket, encoding, nar_hash, root })?;
             }
             Question::Compress { wanted, when } => {
                 self.cache.try_send(cache::Request::Open { ticket, wanted, when })?;

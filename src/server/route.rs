@@ -197,7 +197,8 @@ impl Route {
         let nar_hash = parse_nar_hash(stem)?;
         let path = StorePathHash::parse(target.parameter(b"hash")?)?;
         let id = target.parameter(b"e").filter(|id| id.len() <= ENCODING_ID_MAX)?;
-        let is_id = id.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(byte));
+        let is_id = id.starts_with(format.name().as_bytes())
+            && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(byte));
         let encoding = String::from_utf8(id.to_vec()).ok().filter(|_| is_id && !id.is_empty())?;
         Some(Self::Compressed { path, nar_hash, format, encoding })
     }

@@ -135,7 +135,11 @@ impl<I: Io> Worker<I> {
                     Err(error) => Err(error),
                 },
                 Output::Broken => return Sent::Broken(NarAbort::Changed),
-                Output::Await => return Sent::Waits,
+                // What TLS has taken is not to wait for what comes next.
+                Output::Await => match self.io.flush(&mut seat.socket) {
+                    Ok(()) => return Sent::Waits,
+                    Err(error) => Err(error),
+                },
                 _ if share == 0 => return Sent::Share,
                 Output::Write(bytes, more) => self.io.write(&mut seat.socket, &[IoSlice::new(bytes)], more),
                 Output::File(file, offset, len) => {
@@ -213,7 +217,9 @@ impl<I: Io> Worker<I> {
         let State::Sending(transfer, _) = &mut seat.connection.state else { return };
         self.serial = self.serial.wrapping_add(1);
         // While the actor has the source, nothing else is asked; its answer comes back here.
-        let Some((file, offset, len)) = transfer.take_range(self.serial) else { return };
+        let Some((file, offset, len)) = transfer.take_range(self.serial) else {
+            return transfer.waits(self.io.now());
+        };
         let ticket = Ticket { worker: self.number, slot: key as u32, serial: self.serial };
         if self.rooms.read(ticket, file, offset, len).is_err() {
             self.abort(key, NarAbort::Overload);

@@ -123,6 +123,7 @@ impl<'s> Run<'s> {
                 pack: None,
                 // No client here asks for a compressed NAR.
                 cache: mailbox::bounded(1, None).0,
+                find: mailbox::bounded(1, None).0,
                 roots,
                 keep: None,
                 // No client here is a person.

@@ -161,6 +161,7 @@ impl Server {
         let (nar, nar_inbox) = mailbox::bounded(questions, None);
         let (pack, pack_inbox) = mailbox::bounded(limits::PACK_QUEUE, None);
         let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
+        let (find, find_inbox) = mailbox::bounded(questions, None);
         let (roots, roots_inbox) = mailbox::bounded(questions, None);
         let (keep, keep_inbox) = mailbox::bounded(limits::KEEP_QUEUE, None);
         let (browse, browse_inbox) = mailbox::bounded(limits::BROWSE_QUEUE, None);
@@ -172,6 +173,7 @@ impl Server {
         watch(&mut metrics, Actor::Nar, &nar_inbox);
         watch(&mut metrics, Actor::Pack, &pack_inbox);
         watch(&mut metrics, Actor::Cache, &cache_inbox);
+        watch(&mut metrics, Actor::Cache, &find_inbox);
         watch(&mut metrics, Actor::Roots, &roots_inbox);
         watch(&mut metrics, Actor::Keep, &keep_inbox);
         watch(&mut metrics, Actor::Browse, &browse_inbox);
@@ -198,7 +200,8 @@ impl Server {
         let compressor = compression.compressor.clone();
         actors.extend(compressor.spawn(plan.compression.threads)?);
         let cached = cache::actor::Actor::new(compressor.clone(), outlet(&workers, worker::Message::Cache));
-        actors.extend(cached.spawn(limits::CACHE_THREADS, &cache_inbox)?);
+        actors.extend(cached.spawn("cache", limits::CACHE_THREADS, &cache_inbox)?);
+        actors.extend(cached.spawn("find", 1, &find_inbox)?);
         if let Some(format) = compression.offered.filter(|_| plan.compression.is_ahead) {
             let (ahead, lives) =
                 (Ahead::new(settings, compressor.clone(), compression.of(format)), lives.clone());
@@ -211,6 +214,7 @@ impl Server {
             nar,
             pack,
             cache,
+            find,
             roots,
             keep: plan.keep.1.is_some().then_some(keep),
             browse,
@@ -342,7 +346,8 @@ fn bind_all(addresses: &[Address], rights: &Rights) -> Result<Vec<Listener>, Sta
 /// What one worker may hold, given the descriptors that the process can have.
 fn affordable(workers: usize, wanted: usize) -> usize {
     let descriptors = descriptors::raise_limit();
-    let spare = descriptors.now.saturating_sub(limits::DESCRIPTORS_OWN);
+    let own = limits::DESCRIPTORS_OWN + limits::DESCRIPTORS_PER_WORKER * workers as u64;
+    let spare = descriptors.now.saturating_sub(own);
     let each = spare / limits::DESCRIPTORS_PER_CONNECTION / workers as u64;
     let held = wanted.min(usize::try_from(each).unwrap_or(usize::MAX)).max(1);
     if held < wanted {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -126,6 +126,8 @@ pub struct Transfer {
     blocked: Option<Instant>,
     /// Since when an actor must answer before anything can be sent.
     waits: Option<Instant>,
+    /// How long that may be.
+    patience: Duration,
     /// The stretch in which enough must be sent: since when, and how much was.
     window: (Instant, u64),
 }
@@ -150,6 +152,10 @@ impl Transfer {
             _lease: None,
             blocked: None,
             waits: None,
+            patience: match &body {
+                Body::Awaited(Source::Compressed(_), _) => limits::FRAME_TIME,
+                _ => limits::FETCH_TIME,
+            },
             window: (account.started, 0),
         };
         match body {
@@ -182,6 +188,7 @@ impl Transfer {
     /// `count` bytes of the last [`Transfer::output`] have gone.
     pub fn sent(&mut self, count: usize) {
         self.blocked = None;
+        self.waits = None;
         self.window.1 += count as u64;
         if !self.head.is_empty() {
             let _ = self.head.split_to(count);
@@ -239,6 +246,11 @@ impl Transfer {
         let source = self.source.take()?;
         self.asked = Asked::Source(serial);
         Some(source)
+    }
+
+    /// Nothing can be sent before an actor has answered that is at work already.
+    pub fn waits(&mut self, now: Instant) {
+        self.waits.get_or_insert(now);
     }
 
     /// The range of the first ready file that an actor is to read, unless one is at work already.
@@ -316,9 +328,10 @@ impl Transfer {
         if self.blocked.is_some_and(|since| now.duration_since(since) >= limits::SHED_TIME) {
             self.shed();
         }
-        if self.asked != Asked::Nothing && matches!(self.output(), Output::Await) {
+        let waits = self.waits.is_some() || matches!(self.output(), Output::Await);
+        if self.asked != Asked::Nothing && waits {
             let since = *self.waits.get_or_insert(now);
-            if now.duration_since(since) >= limits::FETCH_TIME {
+            if now.duration_since(since) >= self.patience {
                 return Pace::Stalled;
             }
         }

@@ -98,6 +98,8 @@ pub struct Worker<I: Io> {
     pub(super) next_tick: Instant,
     /// Draining, and until when.
     pub(super) drain: Option<Instant>,
+    /// The listener has asked for room in this turn, and waits to hear of it.
+    pub(super) is_to_make_room: bool,
 }
 
 /// What a worker is built from, besides its poll.
@@ -154,6 +156,7 @@ impl<I: Io> Worker<I> {
             asked: Vec::new(),
             next_tick,
             drain: None,
+            is_to_make_room: false,
         }
     }
 
@@ -191,6 +194,7 @@ impl<I: Io> Worker<I> {
         self.make_room();
         self.tick();
         self.publish();
+        self.give_up_room();
         Ok(self.drain.is_none() || !self.seats.is_empty())
     }
 
@@ -220,12 +224,8 @@ impl<I: Io> Worker<I> {
     fn take(&mut self, message: Message<I::Socket>) {
         match message {
             Message::Connection(socket) => self.welcome(socket),
-            // Nothing but a wake: the end of the turn sees that the listener waits.
-            Message::MakeRoom => {
-                if self.seats.idle() == 0 {
-                    self.tell_listener();
-                }
-            }
+            // The end of the turn sees to it.
+            Message::MakeRoom => self.is_to_make_room = true,
             Message::Drain => self.drain(),
             Message::Pulse(beats) => {
                 beats.fetch_add(1, Ordering::Relaxed);
@@ -249,7 +249,7 @@ impl<I: Io> Worker<I> {
             Message::Nar(ticket, answer) => {
                 match &answer {
                     nar::Answer::Opened(Ok(cursor)) => {
-                        self.rooms.have_packed(cursor, self.io.now());
+                        self.have_packed(ticket, cursor);
                         self.have_compressed(ticket, cursor);
                     }
                     // Also where the asker has gone: to measure a large path can take longer than a request

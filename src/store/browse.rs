@@ -220,8 +220,9 @@ impl Browser {
             let slice = self.database.read_patiently(|connection| paths_after(connection, &last))?;
             slice.iter().filter_map(|full| dir.parse(full).ok()).for_each(|path| best.consider(path));
             match slice.into_iter().next_back() {
-                Some(path) => last = path,
-                None => break,
+                Some(path) if path > last => last = path,
+                // The end; or an odd row, that is no text and so comes after all that are.
+                _ => break,
             }
         }
         let Best { count, heap, .. } = best;

@@ -349,6 +349,51 @@ fn what_somebody_waits_for_goes_first() {
 }
 
 #[test]
+fn only_so_many_are_in_the_middle() {
+    // Without threads: what is taken here, one of them would have in hand.
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(7));
+    // Each under another hash, so that none is shared.
+    let wanted = |number: usize, is_urgent| {
+        let nar_hash = Sha256::of(&number.to_le_bytes());
+        Wanted { nar_hash, is_urgent, ..tree.wanted(ZSTD()) }
+    };
+    let count = COMPRESSING_OPEN + 3;
+    for number in 0..count {
+        bench.compressor.compress(wanted(number, true)).expect("begun");
+    }
+    let next = || bench.compressor.0.state().pop();
+    let mut taken: Vec<Task> = std::iter::from_fn(next).collect();
+    assert_eq!(taken.len(), COMPRESSING_OPEN, "the others wait");
+    // One goes on: nobody else begins. One ends: the next does.
+    bench.compressor.0.put_back(taken.pop().expect("there are some"));
+    taken.push(next().expect("it is there again"));
+    assert!(next().is_none());
+    drop(taken.pop());
+    taken.push(next().expect("one that waited"));
+    assert!(next().is_none());
+
+    // Of those that nobody waits for, what was begun goes on first, and there is a bound.
+    drop(taken);
+    std::iter::from_fn(next).for_each(drop);
+    let behind = |number| bench.compressor.compress(wanted(count + number, false));
+    (0..COMPRESSING_BEHIND).for_each(|number| drop(behind(number).expect("it has a place")));
+    assert!(matches!(behind(COMPRESSING_BEHIND), Err(CompressError::TooMany)));
+    let first = next().expect("the first");
+    let job = Arc::clone(&first.job);
+    bench.compressor.0.put_back(Task { next: 1, ..first });
+    assert!(next().is_some_and(|task| Arc::ptr_eq(&task.job, &job)), "the one that was begun");
+}
+
+#[test]
+fn clients_alone_are_counted() {
+    let compressor = Compressor::new(None, None, Arc::default());
+    let mut turns: Vec<_> = (0..COMPRESSING_ALONE).map(|_| compressor.alone().expect("a turn")).collect();
+    assert!(matches!(compressor.alone(), Err(CompressError::TooMany)));
+    turns.pop();
+    assert!(compressor.alone().is_ok());
+}
+
+#[test]
 fn many_at_once_all_come_through() {
     let bench = Bench::new(2, LARGE);
     let trees: Vec<_> = (0..8).map(Made::new).collect();
