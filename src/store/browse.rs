@@ -357,7 +357,9 @@ fn neighbours(
 }
 
 fn referrer_count(connection: &Connection, id: i64) -> rusqlite::Result<usize> {
-    const SQL: &str = "SELECT count(*) FROM Refs WHERE reference = ?1 AND referrer != ?1";
+    // Counted in the index alone: a libc has as many as there are paths.
+    const SQL: &str = "SELECT (SELECT count(*) FROM Refs WHERE reference = ?1) \
+                       - (SELECT count(*) FROM Refs WHERE reference = ?1 AND referrer = ?1)";
     let count = connection.prepare_cached(SQL)?.query_row([id], |row| row.get::<_, i64>(0))?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
