@@ -73,8 +73,19 @@ pub struct Request<'b> {
     pub if_range: Option<&'b [u8]>,
     /// If-None-Match.
     pub if_none_match: Option<&'b [u8]>,
-    /// Accept-Encoding.
-    pub accept_encoding: Option<&'b [u8]>,
+    /// All of the head, for what few answers depend on.
+    pub(super) head: &'b [u8],
+}
+
+impl<'b> Request<'b> {
+    /// Accept-Encoding: the first line of it. Looked for each time, so that only those answers pay for it that depend on it.
+    pub fn accept_encoding(&self) -> Option<&'b [u8]> {
+        let name = b"accept-encoding:";
+        let mut lines = self.head.split(|byte| *byte == b'\n').skip(1);
+        let line = lines
+            .find(|line| line.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name)))?;
+        Some(line[name.len()..].trim_ascii())
+    }
 }
 
 /// What [`parse`] made of the bytes so far.
@@ -183,7 +194,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, RequestError> {
             if skipped + len > HEAD_MAX {
                 return Err(RequestError::HeadTooLarge);
             }
-            Ok(Parsed::Complete { request: understand(&raw)?, len: skipped + len })
+            Ok(Parsed::Complete { request: understand(&raw, &head[..len])?, len: skipped + len })
         }
         Ok(httparse::Status::Partial) => unfinished(head, bytes.len()),
         Err(httparse::Error::Version) => unknown_version(head),
@@ -235,7 +246,7 @@ fn unknown_version(head: &[u8]) -> Result<Parsed<'_>, RequestError> {
     }
 }
 
-fn understand<'b>(raw: &httparse::Request<'_, 'b>) -> Result<Request<'b>, RequestError> {
+fn understand<'b>(raw: &httparse::Request<'_, 'b>, head: &'b [u8]) -> Result<Request<'b>, RequestError> {
     // httparse has all three of a complete head.
     let method_name = raw.method.unwrap_or_default();
     let path = raw.path.unwrap_or_default();
@@ -266,7 +277,7 @@ fn understand<'b>(raw: &httparse::Request<'_, 'b>) -> Result<Request<'b>, Reques
         range: if headers.if_range.repeated { None } else { headers.range.once() },
         if_range: headers.if_range.first,
         if_none_match: headers.if_none_match.first,
-        accept_encoding: headers.accept_encoding.first,
+        head,
     })
 }
 
@@ -300,7 +311,6 @@ struct Headers<'b> {
     range: Field<'b>,
     if_range: Field<'b>,
     if_none_match: Field<'b>,
-    accept_encoding: Field<'b>,
     close: bool,
     keep_alive: bool,
 }
@@ -328,7 +338,6 @@ impl<'b> Headers<'b> {
             8 => ("if-range", &mut self.if_range),
             13 => ("if-none-match", &mut self.if_none_match),
             14 => ("content-length", &mut self.content_length),
-            15 => ("accept-encoding", &mut self.accept_encoding),
             17 => ("transfer-encoding", &mut self.transfer_encoding),
             _ => return None,
         };
@@ -444,7 +453,7 @@ mod tests {
         assert_eq!(request.range, Some(&b"bytes=5-"[..]));
         assert_eq!(request.if_range, Some(&b"\"t\""[..]));
         assert_eq!(request.if_none_match, Some(&b"\"t\""[..]));
-        assert_eq!(request.accept_encoding, Some(&b"zstd, br"[..]));
+        assert_eq!(request.accept_encoding(), Some(&b"zstd, br"[..]));
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Exchange {
         let route = Route::of(&request.target);
         // No other answer depends on it.
         let takes_zstd = matches!(route, Route::Nar { .. })
-            && request.accept_encoding.is_some_and(|field| accepts(field, "zstd"));
+            && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
         let host = match route {
             Route::Landing | Route::Path(_) => {
                 request.host.map(|host| String::from_utf8_lossy(host).into_owned())
