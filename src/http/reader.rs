@@ -31,8 +31,6 @@ struct Known {
     expect_continue: bool,
     /// Where Host is in `lines`.
     host: Option<Range<usize>>,
-    /// Where Accept-Encoding is.
-    accept_encoding: Option<Range<usize>>,
 }
 
 /// What a head that can be known begins with.
@@ -75,7 +73,7 @@ impl HeadReader {
             range: None,
             if_range: None,
             if_none_match: None,
-            accept_encoding: known.accept_encoding.clone().map(|codings| &lines[codings]),
+            head: &bytes[..len],
         };
         Some(Parsed::Complete { request, len })
     }
@@ -97,7 +95,6 @@ impl HeadReader {
             body: request.body,
             expect_continue: request.expect_continue,
             host: request.host.map(|host| place(lines, host)),
-            accept_encoding: request.accept_encoding.map(|codings| place(lines, codings)),
         };
         if self.known.len() < HEADS_REMEMBERED {
             self.known.push(known);
