@@ -58,10 +58,15 @@ fn reload(server: &Server, line: &str, said: &str) {
     });
 }
 
-fn signers(server: &Server, path: &str) -> Vec<String> {
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(path))).text();
+/// Waits until these sign what is served of a path: the server says that it has new keys a moment before it hands them
+/// on. From then on nobody is served what others signed.
+fn wait_for_signers(server: &Server, path: &str, expected: &[&str]) {
+    let target = format!("/{}.narinfo", hash_of(path));
     let name = |line: &str| line.strip_prefix("Sig: ")?.split(':').next().map(str::to_owned);
-    narinfo.lines().filter_map(name).collect()
+    poll(&format!("{path} to be signed by {expected:?}"), LIMIT, || {
+        let signers: Vec<String> = server.get(&target).text().lines().filter_map(name).collect();
+        (signers == expected).then_some(())
+    });
 }
 
 #[test]
@@ -84,11 +89,8 @@ fn what_the_steps_say_replaces_a_key_and_nobody_is_refused() {
         &format!("sign_key_paths = {}", server_lines[0]),
         "signing with cache.example-1, cache.example-2 from now on",
     );
-    assert_eq!(
-        signers(&server, &paths[0]),
-        ["cache.example-1", "cache.example-2"],
-        "also what was asked for before"
-    );
+    // Also what was asked for before.
+    wait_for_signers(&server, &paths[0], &["cache.example-1", "cache.example-2"]);
     for key in [&old, &new, trusted[0]] {
         takes(key, &paths[1]);
     }
@@ -97,7 +99,7 @@ fn what_the_steps_say_replaces_a_key_and_nobody_is_refused() {
         &format!("sign_key_paths = {}", server_lines[1]),
         "signing with cache.example-2 from now on",
     );
-    assert_eq!(signers(&server, &paths[1]), ["cache.example-2"]);
+    wait_for_signers(&server, &paths[1], &["cache.example-2"]);
     takes(trusted[0], &paths[2]);
     takes(trusted[1], &paths[2]);
     assert!(refuses(&old, &paths[2]).contains("lacks a"), "it has gone");
@@ -138,7 +140,7 @@ fn a_bad_key_file_keeps_the_old_set_and_no_connection_is_dropped() {
     assert!(!server.log().contains("not a key"), "no part of a key file is shown");
 
     reload(&server, &both, "signing with cache.example-1, cache.example-2 from now on");
-    assert_eq!(signers(&server, &paths[0]), ["cache.example-1", "cache.example-2"]);
+    wait_for_signers(&server, &paths[0], &["cache.example-1", "cache.example-2"]);
     assert!(kept.get(&target).text().contains("Sig: cache.example-2:"), "on the connection of before, too");
     let rest = transfer.take(size as usize - 1000).expect("the transfer goes on");
     assert!(rest == store.dump(&large)[1000..]);

@@ -218,7 +218,8 @@ fn a_disk_that_does_not_answer_holds_up_only_what_is_on_it() {
         let slow: Vec<_> = cold_urls.iter().map(|url| scope.spawn(move || server.get(url).body)).collect();
         poll("a read of each to wait", Duration::from_secs(60), || (gate.waiting() >= COLD).then_some(()));
         let mut connection = server.connect();
-        for _ in 0..100 {
+        // Not for long: what waits for the disk is given up after a minute.
+        for _ in 0..20 {
             assert_eq!(connection.get(&narinfo(&warm)).status, 200);
             assert!(connection.get(&warm_url).body == warm_nar, "what is in memory is sent");
         }
