@@ -32,7 +32,7 @@ fn large(store: &Store, name: &str) -> String {
 }
 
 fn collect(store: &Store) {
-    succeed(store.nix("nix-store").arg("--gc"));
+    store.collect(&["--gc"]);
 }
 
 fn is_valid(store: &Store, path: &str) -> bool {

@@ -15,7 +15,7 @@ use support::{Kind, Server, Store, fail, lossy, poll, succeed, write};
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn collect(store: &Store) {
-    succeed(store.nix("nix-store").arg("--gc"));
+    store.collect(&["--gc"]);
 }
 
 fn is_there(store: &Store, path: &str) -> bool {
@@ -121,7 +121,7 @@ fn pins_spare_a_closure_until_they_go() {
     );
     collect(&store);
     assert!([&library, &program, &later].iter().all(|path| is_there(&store, path)));
-    let roots = lossy(&succeed(store.nix("nix-store").args(["--gc", "--print-roots"])));
+    let roots = lossy(&store.collect(&["--gc", "--print-roots"]));
     assert!(roots.contains("gcroots/harmonia/pins/release"), "{roots}");
 
     // A name moves, and goes.

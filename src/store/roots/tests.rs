@@ -14,6 +14,9 @@ use rustix::fs::{FlockOperation, flock};
 /// How much later than it is due something may be on a busy machine.
 const SLACK: Duration = Duration::from_secs(30);
 
+/// How long somebody on this machine may have something open that collectors fail on: see [`is_lost_in_proc`].
+const LOST_TIME: Duration = Duration::from_secs(300);
+
 /// A store of its own, under a temporary folder.
 struct Store {
     folder: tempfile::TempDir,
@@ -72,11 +75,9 @@ impl Store {
 
     fn collect(&self) {
         let output = || self.nix("nix-store").arg("--gc").output().unwrap();
+        let until = Instant::now() + LOST_TIME;
         let mut collected = output();
-        for _ in 0..100 {
-            if !is_lost_in_proc(&collected.stderr) {
-                break;
-            }
+        while is_lost_in_proc(&collected.stderr) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(100));
             collected = output();
         }
@@ -86,7 +87,7 @@ impl Store {
     /// A collector that says what it deletes to nobody, and so stops in the middle: when the pipe, whose other end this
     /// gives, holds no more.
     fn stopped_collector(&self) -> (Child, PipeReader) {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + LOST_TIME;
         loop {
             let (mut said, pipe) = std::io::pipe().unwrap();
             let mut command = self.nix("nix-store");
@@ -102,7 +103,9 @@ impl Store {
             drop((command, pipe));
             let mut stderr = Vec::new();
             said.read_to_end(&mut stderr).unwrap();
+            collector.wait().unwrap();
             assert!(is_lost_in_proc(&stderr), "{}", String::from_utf8_lossy(&stderr));
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
