@@ -14,12 +14,6 @@ use support::store::hash_of;
 use support::wire::Cut;
 use support::{Connection, Kind, Server, Store, noise, poll, write};
 
-fn nar_url(server: &Server, path: &str) -> String {
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    format!("/{url}")
-}
-
 fn add(store: &Store, name: &str) -> String {
     store.add(name, |tree| write(tree.join("a"), name))
 }
@@ -38,7 +32,7 @@ fn while_it_is_sent(harm: impl FnOnce(&Path)) {
         }
     });
     let server = Settings::of(&store).unprivileged().start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let nar = store.dump(&path);
     let mut connection = Connection::narrow(server.address);
     connection.request("GET", &url, &[]).read_head();
@@ -129,7 +123,7 @@ fn a_tree_that_is_not_what_the_database_says_is_refused_before_the_head() {
     let store = Store::new(Kind::Chroot);
     let path = add(&store, "harmed");
     let server = Server::of(&store);
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     damage(&store, &path);
     let answer = server.get(&url);
     assert!(answer.status >= 400, "status {}", answer.status);
@@ -222,7 +216,7 @@ fn a_reader_without_rights_sees_writers_that_come_and_go() {
         let path = add(&store, &format!("round-{round}"));
         assert_eq!(status_of(&server, &path), 200, "round {round}: added");
         if round == 0 {
-            assert_eq!(server.get(&nar_url(&server, &path)).body, store.dump(&path));
+            assert_eq!(server.get(&server.nar_url(&path)).body, store.dump(&path));
         }
         store.collect(&["--delete", &path]);
         assert_eq!(status_of(&server, &path), 404, "round {round}: deleted");
@@ -252,7 +246,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
     let filled =
         "mkfifo unread && exec 3<>unread && { yes >&3 & sleep 1; kill $!; } && exec \"$0\" \"$@\" >&3 2>&3";
     let server = Settings::of(&store).through(&["sh", "-c", filled]).start_silent();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     damage(&store, &path);
     let mut connection = server.connect();
     for _ in 0..50 {
@@ -267,7 +261,7 @@ fn a_damaged_path_does_not_fill_the_log() {
     let store = Store::new(Kind::Chroot);
     let path = add(&store, "damaged");
     let mut server = Server::of(&store);
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     damage(&store, &path);
     let mut connection = server.connect();
     for _ in 0..ASKED {
@@ -303,7 +297,7 @@ fn nothing_is_leaked() {
         write(tree.join("small"), "small");
     });
     let server = Server::of(&store);
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let hash = hash_of(&path);
     let round = || {
         for target in [

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::store::hash_of;
-use support::{Connection, Kind, Server, Store, noise, poll, write};
+use support::{Connection, Kind, Server, Store, noise, poll, wait_until, write};
 
 /// How long the server may take for something, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -76,9 +76,8 @@ fn the_metrics_tell_what_happened() {
     let (secret, _) = store.key("cache.example-1");
     let server = support::server::Settings::of(&store).keys(&[&secret]).start();
     let hash = hash_of(&path);
-    let narinfo = server.get(&format!("/{hash}.narinfo")).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    let nar = server.get(&format!("/{url}")).body;
+    let url = server.nar_url(&path);
+    let nar = server.get(&url).body;
     server.get(&format!("/{}.narinfo", "0".repeat(32)));
     server.get("/a/raw/path/that/must/not/be/a/label");
     server.connect().request("PUT", "/x.narinfo", &[]).read("PUT");
@@ -124,9 +123,7 @@ fn a_slow_transfer_takes_as_long_as_it_takes() {
     let store = Store::new(Kind::Chroot);
     let path = store.add("slow", |tree| write(tree.join("large"), noise(1, 30_000_000)));
     let server = Server::of(&store);
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(&path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    let url = format!("/{url}");
+    let url = server.nar_url(&path);
     let mut slow = Connection::narrow(server.address);
     let length = slow.request("GET", &url, &[]).read_head().content_length().expect("a NAR has a length");
     let series = ("path", "/nar/{file}");
@@ -148,8 +145,8 @@ fn a_slow_transfer_takes_as_long_as_it_takes() {
     let mut cut = Connection::narrow(server.address);
     cut.request("GET", &url, &[]).read_head();
     drop(cut);
-    poll("the abort to be counted", LIMIT, || {
-        (value(&families(&server), "harmonia_nar_aborts_total", &[]) >= 1.0).then_some(())
+    wait_until("the abort to be counted", LIMIT, || {
+        value(&families(&server), "harmonia_nar_aborts_total", &[]) >= 1.0
     });
 }
 
@@ -194,9 +191,8 @@ fn the_dashboard_asks_for_metrics_and_labels_that_exist() {
     let store = Store::new(Kind::Chroot);
     let path = store.add("shown", |tree| write(tree.join("file"), "contents"));
     let server = Server::of(&store);
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(&path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    server.get(&format!("/{url}"));
+    let url = server.nar_url(&path);
+    server.get(&url);
     let families = families_after(&server, 2.0);
     let samples: Vec<&Value> =
         families.iter().flat_map(|family| family["samples"].as_array().expect("a list")).collect();
