@@ -10,8 +10,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use support::server::Settings;
-use support::store::hash_of;
-use support::{Kind, Scratch, Server, Store, lossy, noise, poll, run, write};
+use support::{Kind, Scratch, Server, Store, lossy, noise, run, wait_until, write};
 
 /// How long the server may take to notice something, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -64,16 +63,6 @@ fn line<'t>(text: &'t str, word: &str) -> &'t str {
     text.lines().find(|line| line.starts_with(word)).unwrap_or_else(|| panic!("no {word} in\n{text}"))
 }
 
-fn narinfo(server: &Server, path: &str) -> String {
-    server.get(&format!("/{}.narinfo", hash_of(path))).text()
-}
-
-fn url(server: &Server, path: &str) -> String {
-    let narinfo = narinfo(server, path);
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    format!("/{url}")
-}
-
 fn compressed_bytes(server: &Server) -> f64 {
     server.metric("harmonia_compress_frame_bytes_total", &[])
 }
@@ -94,8 +83,8 @@ fn what_was_warmed_without_a_server_is_there_from_its_start() {
 
     let server = settings(&store, cache.path()).start();
     for path in &paths {
-        assert!(narinfo(&server, path).contains("\nFileHash: "), "{}", narinfo(&server, path));
-        assert_eq!(server.get(&url(&server, path)).status, 200);
+        assert!(server.narinfo(path).contains("\nFileHash: "), "{}", server.narinfo(path));
+        assert_eq!(server.get(&server.nar_url(path)).status, 200);
     }
     assert_eq!(compressed_bytes(&server), 0.0, "nothing was compressed again");
     let bind = server.address.to_string();
@@ -110,7 +99,7 @@ fn beside_a_server_it_is_the_server_that_compresses() {
     let root = store.register("root", &[&leaf], |tree, _| write(tree.join("small"), "small"));
     let server = settings(&store, cache.path()).start();
     let bind = server.address.to_string();
-    let is_warm = |path: &str| narinfo(&server, path).contains("\nFileHash: ");
+    let is_warm = |path: &str| server.narinfo(path).contains("\nFileHash: ");
     let told = done(&store, cache.path(), &["warm", "--closure", &root, "--bind", &bind]);
     assert!(told.starts_with("2 NARs"), "{told}");
     assert_eq!([&root, &leaf, &other].map(|path| is_warm(path)), [true, true, false]);
@@ -135,9 +124,9 @@ fn clear_beside_a_server_frees_the_space_and_changes_no_byte() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "cleared", 1);
     let server = settings(&store, cache.path()).start();
-    let url = url(&server, &path);
+    let url = server.nar_url(&path);
     let file = server.get(&url).body;
-    poll("it to be kept", LIMIT, || narinfo(&server, &path).contains("FileHash").then_some(()));
+    wait_until("it to be kept", LIMIT, || server.narinfo(&path).contains("FileHash"));
     let told = done(&store, cache.path(), &["clear"]);
     assert!(told.starts_with("removed 5."), "{told}");
     let held = || {
@@ -145,11 +134,11 @@ fn clear_beside_a_server_frees_the_space_and_changes_no_byte() {
         let names = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         names.filter(|name| name.to_string_lossy().contains(".volume")).count()
     };
-    poll("the space to be free", LIMIT, || (held() == 0).then_some(()));
+    wait_until("the space to be free", LIMIT, || held() == 0);
     assert!(server.get(&url).body == file);
-    poll("it to be kept again", LIMIT, || {
+    wait_until("it to be kept again", LIMIT, || {
         let status = done(&store, cache.path(), &["status"]);
-        line(&status, "NARs").contains(" 1,").then_some(())
+        line(&status, "NARs").contains(" 1,")
     });
     assert_eq!(server.get(&url).body.len(), file.len());
 }

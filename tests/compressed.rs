@@ -5,14 +5,13 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use support::server::Settings;
 use support::store::hash_of;
-use support::{Kind, Scratch, Server, Store, noise, poll, write};
+use support::{Kind, Scratch, Server, Store, decompressed, noise, poll, write};
 
 /// How long compressing a few megabytes may take on a busy machine.
 const COMPRESS_LIMIT: Duration = Duration::from_secs(120);
@@ -44,40 +43,16 @@ fn field(narinfo: &str, name: &str) -> Option<String> {
     value.map(str::to_owned)
 }
 
-fn narinfo(server: &Server, path: &str) -> String {
-    server.get(&format!("/{}.narinfo", hash_of(path))).text()
-}
-
-fn url(server: &Server, path: &str) -> String {
-    format!("/{}", field(&narinfo(server, path), "URL").expect("a narinfo has a URL"))
-}
-
-fn decompressed(program: &str, file: &[u8]) -> Vec<u8> {
-    let mut child = Command::new(program)
-        .arg("-dc")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("scripts/test installs it");
-    let mut stdin = child.stdin.take().expect("piped");
-    let file = file.to_vec();
-    let writer = std::thread::spawn(move || stdin.write_all(&file));
-    let output = child.wait_with_output().expect("it ends");
-    writer.join().expect("no panic").expect("it reads all");
-    assert!(output.status.success(), "{program}");
-    output.stdout
-}
-
 #[test]
 fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "compressed", 1);
     let nar = store.dump(&path);
     let server = compressing(&store, cache.path(), "zstd").start();
-    let cold = narinfo(&server, &path);
+    let cold = server.narinfo(&path);
     assert_eq!(field(&cold, "Compression").as_deref(), Some("zstd"));
     assert_eq!((field(&cold, "FileHash"), field(&cold, "FileSize")), (None, None));
-    let url = url(&server, &path);
+    let url = server.nar_url(&path);
     assert!(url.contains(".nar.zst?hash=") && url.contains("&e=zstd-"), "{url}");
 
     let first = server.get(&url);
@@ -90,7 +65,7 @@ fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
 
     // The manifest is put after the last byte may have gone.
     let warm = poll("the file to be known", COMPRESS_LIMIT, || {
-        let narinfo = narinfo(&server, &path);
+        let narinfo = server.narinfo(&path);
         field(&narinfo, "FileHash").is_some().then_some(narinfo)
     });
     assert_eq!(field(&warm, "FileSize"), Some(first.body.len().to_string()));
@@ -132,7 +107,7 @@ fn a_client_without_chunks_is_told_the_length() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "old", 5);
     let server = compressing(&store, cache.path(), "zstd").start();
-    let url = url(&server, &path);
+    let url = server.nar_url(&path);
     let mut connection = server.connect();
     let response = connection.send(format!("GET {url} HTTP/1.0\r\n\r\n")).read("GET");
     assert_eq!((response.status, response.content_length()), (200, Some(response.body.len() as u64)));
@@ -144,7 +119,7 @@ fn ranges_warm_and_cold() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "ranges", 1);
     let server = compressing(&store, cache.path(), "zstd").start();
-    let url = url(&server, &path);
+    let url = server.nar_url(&path);
     // Cold: the part is sent once the whole is known.
     let end = server.connect().get_with(&url, &["Range: bytes=1000000-"]);
     assert_eq!(end.status, 206, "{}", server.log());
@@ -172,14 +147,14 @@ fn xz_is_offered_once_it_is_there() {
     let path = add(&store, "xz", 1);
     let nar = store.dump(&path);
     let server = compressing(&store, cache.path(), "xz").start();
-    let cold = narinfo(&server, &path);
+    let cold = server.narinfo(&path);
     assert_eq!(field(&cold, "Compression").as_deref(), Some("none"));
-    assert!(server.get(&url(&server, &path)).body == nar);
+    assert!(server.get(&server.nar_url(&path)).body == nar);
     let warm = poll("the NAR to be compressed behind", COMPRESS_LIMIT, || {
-        let narinfo = narinfo(&server, &path);
+        let narinfo = server.narinfo(&path);
         (field(&narinfo, "Compression").as_deref() == Some("xz")).then_some(narinfo)
     });
-    let file = server.get(&url(&server, &path));
+    let file = server.get(&server.nar_url(&path));
     assert_eq!(field(&warm, "FileSize"), Some(file.body.len().to_string()));
     assert_eq!(file.header("content-type"), Some("application/x-xz"));
     assert!(decompressed("xz", &file.body) == nar);
@@ -192,14 +167,14 @@ fn a_url_keeps_working_whichever_way_the_settings_turn() {
     let nar = store.dump(&path);
     let (old, file) = {
         let server = compressing(&store, cache.path(), "zstd").start();
-        let url = url(&server, &path);
+        let url = server.nar_url(&path);
         let file = server.get(&url).body;
         (url, file)
     };
     let part = ["Range: bytes=70000-"];
     // Another level: what was made is there.
     let server = compressing(&store, cache.path(), "zstd").line("compression_level = 2").start();
-    assert!(url(&server, &path) != old);
+    assert!(server.nar_url(&path) != old);
     assert!(server.get(&old).body == file);
     assert!(server.connect().get_with(&old, &part).body == file[70_000..]);
     drop(server);
@@ -208,7 +183,7 @@ fn a_url_keeps_working_whichever_way_the_settings_turn() {
     for lines in [vec![], vec!["cache_max_size = 0"]] {
         let settings = compressing(&store, cache.path(), "none").line("compression_level = 2");
         let server = lines.iter().fold(settings, |settings, line| settings.line(line)).start();
-        assert_eq!(field(&narinfo(&server, &path), "Compression").as_deref(), Some("none"));
+        assert_eq!(field(&server.narinfo(&path), "Compression").as_deref(), Some("none"));
         assert_eq!(server.connect().get_with(&old, &part).status, 404, "no part of another file");
         let now = server.get(&old);
         assert_eq!(now.status, 200);
@@ -237,8 +212,8 @@ fn nix_takes_compressed_paths_cold_and_warm() {
         assert!(client.dump(&path) == store.dump(&path), "{format}");
         if format == "xz" {
             poll("xz to be there", COMPRESS_LIMIT, || {
-                field(&narinfo(&server, &path), "FileHash")
-                    .filter(|_| field(&narinfo(&server, &path), "Compression").as_deref() == Some("xz"))
+                field(&server.narinfo(&path), "FileHash")
+                    .filter(|_| field(&server.narinfo(&path), "Compression").as_deref() == Some("xz"))
             });
         }
     }
@@ -250,7 +225,7 @@ fn many_ask_at_once_and_it_is_compressed_once() {
     let path = add(&store, "crowd", 1);
     let nar = store.dump(&path);
     let server = compressing(&store, cache.path(), "zstd").line("compression_level = 9").start();
-    let url = url(&server, &path);
+    let url = server.nar_url(&path);
     let bodies: Vec<Vec<u8>> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| server.get(&url).body)).collect();
         clients.into_iter().map(|client| client.join().expect("no panic")).collect()
@@ -268,10 +243,10 @@ fn what_is_registered_is_compressed_before_anybody_asks() {
     let server = compressing(&store, cache.path(), "zstd").line("precompress = 'recent'").start();
     let new = [add(&store, "new", 3), add(&store, "newer", 4)];
     for path in &new {
-        poll("it to be compressed", COMPRESS_LIMIT, || field(&narinfo(&server, path), "FileHash"));
+        poll("it to be compressed", COMPRESS_LIMIT, || field(&server.narinfo(path), "FileHash"));
     }
-    assert_eq!(field(&narinfo(&server, &old), "FileHash"), None);
-    assert!(decompressed("zstd", &server.get(&url(&server, &new[0])).body) == store.dump(&new[0]));
+    assert_eq!(field(&server.narinfo(&old), "FileHash"), None);
+    assert!(decompressed("zstd", &server.get(&server.nar_url(&new[0])).body) == store.dump(&new[0]));
 }
 
 #[test]

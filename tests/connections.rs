@@ -8,7 +8,7 @@ use std::time::Duration;
 use support::server::Settings;
 use support::store::hash_of;
 use support::wire::Cut;
-use support::{Connection, Kind, Server, Store, noise, poll, raise_descriptors, write};
+use support::{Connection, Kind, Store, noise, raise_descriptors, wait_until, write};
 
 /// Descriptors of the server's own, besides connections and what they send.
 const OWN_DESCRIPTORS: usize = 100;
@@ -17,12 +17,6 @@ fn store_with(size: usize) -> (Store, String) {
     let store = Store::new(Kind::Chroot);
     let path = store.add("served", |tree| write(tree.join("large"), noise(3, size)));
     (store, path)
-}
-
-fn nar_url(server: &Server, path: &str) -> String {
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    format!("/{url}")
 }
 
 fn is_well(connection: &mut Connection) -> bool {
@@ -37,7 +31,7 @@ fn ten_thousand_connections_over_the_cap() {
     raise_descriptors(CONNECTIONS as u64 + 200);
     let (store, path) = store_with(100_000);
     let server = Settings::of(&store).line("workers = 2").line("max_connection_rate = 100").start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let nar = store.dump(&path);
     let mut held = Vec::with_capacity(CONNECTIONS);
     for number in 0..CONNECTIONS {
@@ -86,7 +80,7 @@ fn the_longest_idle_connection_makes_room() {
 fn a_transfer_is_never_closed_to_make_room() {
     let (store, path) = store_with(30_000_000);
     let server = Settings::of(&store).line("workers = 1").line("max_connection_rate = 4").start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let nar = store.dump(&path);
     let mut busy: Vec<_> = (0..4).map(|_| Connection::narrow(server.address)).collect();
     for connection in &mut busy {
@@ -114,7 +108,7 @@ fn an_idle_connection_costs_under_a_kibibyte() {
     let cap = format!("max_connection_rate = {CONNECTIONS}");
     let server = Settings::of(&store).line("workers = 2").line(&cap).start();
     let target = format!("/{}.narinfo", hash_of(&path));
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let use_once = |held: &mut Vec<Connection>| {
         let mut connection = server.connect();
         assert_eq!(connection.get(&target).status, 200);
@@ -138,15 +132,15 @@ fn a_slow_reader_costs_no_descriptor_but_its_connection() {
 
     let (store, path) = store_with(8_000_000);
     let server = Settings::of(&store).line("workers = 2").start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let nar = store.dump(&path);
     let before = server.descriptors();
     let mut readers: Vec<_> = (0..READERS).map(|_| Connection::narrow(server.address)).collect();
     for reader in &mut readers {
         reader.request("GET", &url, &[]).read_head();
     }
-    poll("files to be given back", Duration::from_secs(30), || {
-        (server.descriptors() <= before + READERS + 16).then_some(())
+    wait_until("files to be given back", Duration::from_secs(30), || {
+        server.descriptors() <= before + READERS + 16
     });
     for reader in readers.iter_mut().step_by(30) {
         reader.widen();
@@ -164,7 +158,7 @@ fn a_soft_limit_of_256_descriptors_is_raised() {
         .line("max_connection_rate = 1000")
         .through(&["prlimit", "--nofile=256:4096", "--"])
         .start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let mut held: Vec<_> = (0..CONNECTIONS).map(|_| server.connect()).collect();
     for connection in &mut held {
         assert_eq!(connection.get(&url).status, 200);
@@ -180,7 +174,7 @@ fn a_hard_limit_of_256_descriptors_is_lived_with() {
         .line("max_connection_rate = 1000")
         .through(&["prlimit", "--nofile=256:256", "--"])
         .start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let nar = store.dump(&path);
     let mut held = Vec::new();
     for number in 0..1000 {

@@ -12,13 +12,7 @@ use rustix::process::Signal;
 use support::server::Settings;
 use support::store::hash_of;
 use support::wire::Cut;
-use support::{Connection, Kind, Server, Store, noise, poll, succeed, write};
-
-fn nar_url(server: &Server, path: &str) -> String {
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    format!("/{url}")
-}
+use support::{Connection, Kind, Server, Store, noise, poll, write};
 
 fn add(store: &Store, name: &str) -> String {
     store.add(name, |tree| write(tree.join("a"), name))
@@ -38,7 +32,7 @@ fn while_it_is_sent(harm: impl FnOnce(&Path)) {
         }
     });
     let server = Settings::of(&store).unprivileged().start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let nar = store.dump(&path);
     let mut connection = Connection::narrow(server.address);
     connection.request("GET", &url, &[]).read_head();
@@ -129,12 +123,18 @@ fn a_tree_that_is_not_what_the_database_says_is_refused_before_the_head() {
     let store = Store::new(Kind::Chroot);
     let path = add(&store, "harmed");
     let server = Server::of(&store);
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     damage(&store, &path);
     let answer = server.get(&url);
     assert!(answer.status >= 400, "status {}", answer.status);
     assert!(!support::lossy(&answer.body).contains("harmed"), "an error's body names no path");
 }
+
+/// How long the server waits for a database that somebody has locked.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who waited for it again, from a little later on, would have taken longer.
+const MUCH_LESS: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_locked_database_defers_only_what_needs_it() {
@@ -158,24 +158,33 @@ fn a_locked_database_defers_only_what_needs_it() {
     late.request("GET", &format!("/{}.narinfo", hash_of(&path)), &[]);
     // The only worker goes on meanwhile.
     let begun = Instant::now();
-    for _ in 0..20 {
-        assert_eq!(server.get("/health").text(), "OK\n");
-        assert_eq!(server.get("/nix-cache-info").status, 200);
-    }
-    assert!(begun.elapsed() < Duration::from_secs(4), "the worker waited for the database");
+    let mut other = server.connect();
+    assert_eq!(other.get("/health").text(), "OK\n");
+    assert_eq!(other.get("/nix-cache-info").status, 200);
+    assert!(begun.elapsed() < MUCH_LESS, "the worker waited for the database");
     let answer = waiting.read("GET");
     assert_eq!(answer.status, 503);
     assert!(answer.header("retry-after").is_some());
     let begun = Instant::now();
     assert_eq!(late.read("GET").status, 503);
-    assert!(begun.elapsed() < Duration::from_secs(4), "the late one waited a second time");
+    assert!(begun.elapsed() < MUCH_LESS, "the late one waited a second time");
 
-    // Freed while a request waits: it is answered.
-    waiting = server.connect();
-    waiting.request("GET", &format!("/{}.narinfo", hash_of(&path)), &[]);
-    assert!(!waiting.closes_within(Duration::from_millis(500)));
-    writer.execute_batch("commit").expect("nobody else writes");
-    assert_eq!(waiting.read("GET").status, 200);
+    // Freed while a request waits: it is answered. A busy machine may free it too late; then once more.
+    poll("an answer after the lock", Duration::from_secs(120), || {
+        let begun = Instant::now();
+        let mut waiting = server.connect();
+        waiting.request("GET", &format!("/{}.narinfo", hash_of(&path)), &[]);
+        assert!(!waiting.closes_within(Duration::from_millis(200)));
+        writer.execute_batch("commit").expect("nobody else writes");
+        let status = waiting.read("GET").status;
+        if status == 200 {
+            return Some(());
+        }
+        let waited = begun.elapsed();
+        assert!(status == 503 && waited >= PATIENCE, "{status} after {waited:?}");
+        writer.execute_batch("begin exclusive").expect("nobody else writes");
+        None
+    });
 }
 
 #[test]
@@ -207,9 +216,9 @@ fn a_reader_without_rights_sees_writers_that_come_and_go() {
         let path = add(&store, &format!("round-{round}"));
         assert_eq!(status_of(&server, &path), 200, "round {round}: added");
         if round == 0 {
-            assert_eq!(server.get(&nar_url(&server, &path)).body, store.dump(&path));
+            assert_eq!(server.get(&server.nar_url(&path)).body, store.dump(&path));
         }
-        succeed(store.nix("nix-store").args(["--delete", &path]));
+        store.collect(&["--delete", &path]);
         assert_eq!(status_of(&server, &path), 404, "round {round}: deleted");
     }
 }
@@ -237,7 +246,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
     let filled =
         "mkfifo unread && exec 3<>unread && { yes >&3 & sleep 1; kill $!; } && exec \"$0\" \"$@\" >&3 2>&3";
     let server = Settings::of(&store).through(&["sh", "-c", filled]).start_silent();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     damage(&store, &path);
     let mut connection = server.connect();
     for _ in 0..50 {
@@ -252,7 +261,7 @@ fn a_damaged_path_does_not_fill_the_log() {
     let store = Store::new(Kind::Chroot);
     let path = add(&store, "damaged");
     let mut server = Server::of(&store);
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     damage(&store, &path);
     let mut connection = server.connect();
     for _ in 0..ASKED {
@@ -288,7 +297,7 @@ fn nothing_is_leaked() {
         write(tree.join("small"), "small");
     });
     let server = Server::of(&store);
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     let hash = hash_of(&path);
     let round = || {
         for target in [

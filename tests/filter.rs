@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::server::Settings;
 use support::store::hash_of;
-use support::{Kind, Scratch, Server, Store, is_root, lossy, noise, poll, succeed, write};
+use support::{Kind, Scratch, Server, Store, is_root, lossy, noise, poll, succeed, wait_until, write};
 
 /// How long the server may take for anything here; it is traced, and the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -85,12 +85,11 @@ fn nothing_is_called_that_nixpkgs_unit_refuses() {
         .start();
 
     let hash = hash_of(&path);
-    let narinfo = server.get(&format!("/{hash}.narinfo")).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+    let url = server.nar_url(&path);
     let nar = store.dump(&path);
-    assert!(server.get(&format!("/{url}")).body == nar, "live");
-    poll("the pack", LIMIT, || (packs_made(&server) == 1.0).then_some(()));
-    assert!(server.get(&format!("/{url}")).body == nar, "packed");
+    assert!(server.get(&url).body == nar, "live");
+    wait_until("the pack", LIMIT, || packs_made(&server) == 1.0);
+    assert!(server.get(&url).body == nar, "packed");
     let later = store.add("later", |tree| write(tree.join("a"), "a"));
     for target in [
         "/nix-cache-info",
@@ -107,7 +106,7 @@ fn nothing_is_called_that_nixpkgs_unit_refuses() {
         assert!(server.get(target).status < 500, "{target}");
     }
     server.signal(Signal::HUP);
-    poll("the reload", LIMIT, || server.log().contains("from now on").then_some(()));
+    wait_until("the reload", LIMIT, || server.log().contains("from now on"));
     server.signal(Signal::TERM);
     assert!(server.wait(LIMIT).success());
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use support::server::Settings;
 use support::store::{base_name, hash_of};
-use support::{Connection, Kind, Response, Server, Store, lossy, noise, poll, succeed, write};
+use support::{Connection, Kind, Response, Server, Store, lossy, noise, poll, succeed, wait_until, write};
 
 /// A store with one path, and the server over it.
 struct Served {
@@ -35,14 +35,8 @@ fn serve_with(size: usize, change: impl FnOnce(Settings) -> Settings) -> Served 
     });
     let server = change(Settings::of(&store)).start();
     let nar = store.dump(&path);
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     Served { server, store, path, nar, url }
-}
-
-fn nar_url(server: &Server, path: &str) -> String {
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    format!("/{url}")
 }
 
 /// curl, quiet, with its own errors shown.
@@ -187,7 +181,7 @@ fn a_head_has_the_headers_of_its_get() {
     let floating = "__contentAddressed = true; outputHashMode = \"recursive\"; outputHashAlgo = \"sha256\";";
     let (drv, out) = store.build("routes", "echo log; mkdir $out; echo hello > $out/file.txt", floating);
     let server = Server::of(&store);
-    let url = nar_url(&server, &out);
+    let url = server.nar_url(&out);
     let id =
         store.open_database().query_row("select drvPath || '!' || outputName from Realisations", [], |row| {
             row.get::<_, String>(0)
@@ -547,8 +541,8 @@ fn a_reset_at_any_byte_harms_nobody() {
         let _ = socket2::SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO));
     }
     assert!(server.get(url).body == *nar);
-    poll("descriptors to be given back", Duration::from_secs(30), || {
-        (server.descriptors() <= before + 8).then_some(())
+    wait_until("descriptors to be given back", Duration::from_secs(30), || {
+        server.descriptors() <= before + 8
     });
 }
 

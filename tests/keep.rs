@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use support::server::Settings;
 use support::store::{base_name, hash_of};
-use support::{Kind, Server, Store, fail, lossy, poll, succeed, write};
+use support::{Kind, Server, Store, fail, lossy, poll, succeed, wait_until, write};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn collect(store: &Store) {
-    succeed(store.nix("nix-store").arg("--gc"));
+    store.collect(&["--gc"]);
 }
 
 fn is_there(store: &Store, path: &str) -> bool {
@@ -57,14 +57,14 @@ fn what_was_asked_for_is_spared_for_its_time() {
     drop(server);
     succeed(Command::new("touch").args(["-h", "-d", "40 days ago"]).arg(link(&store, &program)));
     let server = keeping(&store);
-    poll("the root to expire", LIMIT, || (!link(&store, &program).is_symlink()).then_some(()));
+    wait_until("the root to expire", LIMIT, || !link(&store, &program).is_symlink());
     collect(&store);
     assert_eq!([&library, &program, &fetched].map(|path| is_there(&store, path)), [false, false, true]);
 
     // And when nothing is to be kept any more.
     drop(server);
     let _server = Server::of(&store);
-    poll("the last root to go", LIMIT, || (!link(&store, &fetched).is_symlink()).then_some(()));
+    wait_until("the last root to go", LIMIT, || !link(&store, &fetched).is_symlink());
     collect(&store);
     assert!(!is_there(&store, &fetched));
 }
@@ -76,13 +76,13 @@ fn a_folder_that_cannot_be_written_is_one_warning_and_no_failed_request() {
         (0..3).map(|number| store.add(&format!("served-{number}"), |file| write(file, "contents"))).collect();
     let server = Settings::of(&store).line("keep_served = \"1d\"").unprivileged().start();
     let warnings = || server.log().lines().filter(|line| line.contains("keep_served")).count();
-    poll("the warning", LIMIT, || (warnings() > 0).then_some(()));
+    wait_until("the warning", LIMIT, || warnings() > 0);
     for path in &paths {
         assert_eq!(server.get(&format!("/{}.narinfo", hash_of(path))).status, 200);
         assert_eq!(server.get(&format!("/nar/{}.nar", hash_of(path))).body, store.dump(path));
     }
-    poll("the attempts to be counted", LIMIT, || {
-        (server.metric("harmonia_kept_roots_total", &["failed"]) >= 3.0).then_some(())
+    wait_until("the attempts to be counted", LIMIT, || {
+        server.metric("harmonia_kept_roots_total", &["failed"]) >= 3.0
     });
     assert_eq!(warnings(), 1, "{}", server.log());
 }
@@ -121,7 +121,7 @@ fn pins_spare_a_closure_until_they_go() {
     );
     collect(&store);
     assert!([&library, &program, &later].iter().all(|path| is_there(&store, path)));
-    let roots = lossy(&succeed(store.nix("nix-store").args(["--gc", "--print-roots"])));
+    let roots = lossy(&store.collect(&["--gc", "--print-roots"]));
     assert!(roots.contains("gcroots/harmonia/pins/release"), "{roots}");
 
     // A name moves, and goes.

@@ -14,7 +14,10 @@ use std::time::Duration;
 use serde_json::Value;
 use support::server::Settings;
 use support::store::{Client, base_name, hash_of};
-use support::{Connection, Kind, Server, Store, fail, lossy, noise, poll, proxy, run, succeed, write};
+use support::{
+    Connection, Kind, Server, Store, fail, lossy, nar_url_in, noise, poll, proxy, run, succeed, wait_until,
+    write,
+};
 
 /// Three input-addressed paths, of which the last refers to the others and to itself.
 fn closure(store: &Store) -> String {
@@ -284,10 +287,7 @@ fn odd_tree(tree: &Path) {
 
 /// The NAR that the server sends, by the URL in its narinfo.
 fn served_nar(server: &Server, path: &str) -> Vec<u8> {
-    let mut connection = server.connect();
-    let narinfo = connection.get(&format!("/{}.narinfo", hash_of(path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    let nar = connection.get(&format!("/{url}"));
+    let nar = server.get(&server.nar_url(path));
     assert_eq!(nar.status, 200);
     nar.body
 }
@@ -414,17 +414,16 @@ fn a_path_is_served_once_registered_and_gone_once_deleted() {
         let path = store.add("here-and-gone", |tree| write(tree.join("a"), text));
         let target = format!("/{}.narinfo", hash_of(&path));
         let listing = format!("/{}.ls", hash_of(&path));
-        let narinfo = connection.get(&target).text();
-        let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+        let url = nar_url_in(&connection.get(&target).text());
         if round % 10 == 0 {
             // Its temporary root stays a moment: see `tests/gc.rs`.
-            assert_eq!(connection.get(&format!("/{url}")).status, 200);
+            assert_eq!(connection.get(&url).status, 200);
         }
         assert_eq!(connection.get(&listing).status, 200);
-        poll("the path to be deleted", Duration::from_secs(60), || {
-            run(store.nix("nix-store").args(["--delete", &path])).status.success().then_some(())
+        wait_until("the path to be deleted", Duration::from_secs(60), || {
+            run(store.nix("nix-store").args(["--delete", &path])).status.success()
         });
-        for gone in [target.as_str(), &format!("/{url}"), &listing] {
+        for gone in [target.as_str(), &url, &listing] {
             assert_eq!(connection.get(gone).status, 404, "round {round}: {gone}");
         }
         let absent = connection.get(&target);

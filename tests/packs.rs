@@ -9,17 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use support::server::Settings;
-use support::store::hash_of;
-use support::{Kind, Scratch, Server, Store, noise, poll, write};
+use support::{Kind, Scratch, Server, Store, noise, wait_until, write};
 
 /// How long a pack of a small path may take on a busy machine.
 const PACK_LIMIT: Duration = Duration::from_secs(30);
-
-fn nar_url(server: &Server, path: &str) -> String {
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(path))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    format!("/{url}")
-}
 
 /// A path with small files before, between and after large ones.
 fn add(store: &Store, name: &str) -> String {
@@ -40,9 +33,7 @@ fn packs(server: &Server, result: &str) -> u64 {
 }
 
 fn wait_for(server: &Server, result: &str, count: u64) {
-    poll(&format!("{count} packs to be {result}"), PACK_LIMIT, || {
-        (packs(server, result) == count).then_some(())
-    });
+    wait_until(&format!("{count} packs to be {result}"), PACK_LIMIT, || packs(server, result) == count);
 }
 
 fn cached(store: &Store, cache: &Path) -> Settings {
@@ -74,7 +65,7 @@ fn from_the_second_request_on_small_files_come_from_the_pack_also_after_a_restar
     let url;
     {
         let server = cached(&store, cache.path()).start();
-        url = nar_url(&server, &path);
+        url = server.nar_url(&path);
         assert!(server.get(&url).body == nar, "live");
         wait_for(&server, "made", 1);
         spoil_small_files(&store.real(&path));
@@ -105,7 +96,7 @@ fn a_path_that_was_repaired_is_not_served_by_the_pack_of_the_damaged_one() {
     assert!(support::run(std::process::Command::new("cp").arg("-a").args([&real, &good])).status.success());
     spoil_small_files(&real);
     let server = cached(&store, cache.path()).start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     assert!(server.get(&url).body != nar, "damage that keeps every size is served as it is");
     wait_for(&server, "made", 1);
 
@@ -124,7 +115,7 @@ fn without_a_folder_to_keep_packs_in_everything_is_served_live() {
     let path = add(&store, "live");
     let nar = store.dump(&path);
     let off = Settings::of(&store).line("cache_max_size = 0").start();
-    let url = nar_url(&off, &path);
+    let url = off.nar_url(&path);
     // A file where the folder should be, and a folder in use by another server.
     write(cache.path().join("file"), "");
     let file = cached(&store, &cache.path().join("file")).start();
@@ -154,7 +145,7 @@ fn a_cache_that_fails_or_is_deleted_under_the_server_costs_nothing_but_speed() {
     let nars: Vec<Vec<u8>> = paths.iter().map(|path| store.dump(path)).collect();
     let folder = cache.path().join("folder");
     let server = cached(&store, &folder).start();
-    let urls: Vec<String> = paths.iter().map(|path| nar_url(&server, path)).collect();
+    let urls: Vec<String> = paths.iter().map(|path| server.nar_url(path)).collect();
     assert!(server.get(&urls[0]).body == nars[0]);
     wait_for(&server, "made", 1);
     fs::remove_dir_all(&folder).expect("the cache is ours");
@@ -173,7 +164,7 @@ fn a_volume_that_is_cut_under_the_server_breaks_nothing_off() {
     let path = add(&store, "cut");
     let nar = store.dump(&path);
     let server = cached(&store, cache.path()).start();
-    let url = nar_url(&server, &path);
+    let url = server.nar_url(&path);
     server.get(&url);
     wait_for(&server, "made", 1);
     assert!(server.get(&url).body == nar, "packed");
@@ -198,7 +189,7 @@ fn a_damaged_volume_is_noticed_before_its_first_use() {
     let nar = store.dump(&path);
     let url = {
         let server = cached(&store, cache.path()).start();
-        let url = nar_url(&server, &path);
+        let url = server.nar_url(&path);
         server.get(&url);
         wait_for(&server, "made", 1);
         url

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use support::server::Settings;
 use support::store::hash_of;
-use support::{Kind, Scratch, Server, Store, lossy, noise, poll, run, succeed, write};
+use support::{Kind, Scratch, Server, Store, lossy, noise, run, succeed, wait_until, write};
 
 /// How long the server may take to notice something, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -54,10 +54,6 @@ fn quarantined(server: &Server) -> f64 {
     server.metric("harmonia_quarantined_paths", &[])
 }
 
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    poll(what, LIMIT, || holds().then_some(()));
-}
-
 /// `harmonia store verify`, with the settings of a server.
 fn verify(store: &Store, cache: &Path, paths: &[&str]) -> Output {
     let folder = Scratch::new();
@@ -80,7 +76,7 @@ fn damage_found_on_the_way_is_never_sent_whole_and_quarantined_until_it_is_repai
 
     let cut = server.connect().request("GET", &targets[0], &[]).try_read("GET");
     assert!(cut.is_err(), "it must not end well");
-    wait_until("the path to be quarantined", || narinfo(&server, &spoilt) == 404);
+    wait_until("the path to be quarantined", LIMIT, || narinfo(&server, &spoilt) == 404);
     for target in &targets {
         assert_eq!(server.get(target).status, 404);
         assert_eq!(server.connect().head(target, &[]).status, 404);
@@ -103,8 +99,8 @@ fn damage_found_on_the_way_is_never_sent_whole_and_quarantined_until_it_is_repai
     fs::set_permissions(whole.join("library"), fs::Permissions::from_mode(0o444)).expect("it is ours");
     succeed(Command::new("rm").arg("-rf").arg(store.real(&spoilt)));
     fs::rename(&whole, store.real(&spoilt)).expect("the store is ours");
-    wait_until("it to be served again", || narinfo(&server, &spoilt) == 200);
-    wait_until("it to be counted out", || quarantined(&server) == 0.0);
+    wait_until("it to be served again", LIMIT, || narinfo(&server, &spoilt) == 200);
+    wait_until("it to be counted out", LIMIT, || quarantined(&server) == 0.0);
     assert_eq!(server.get(&targets[0]).status, 200);
     assert!(server.get(&targets[1]).body == store.dump(&spoilt));
 }
@@ -118,7 +114,7 @@ fn what_nobody_waits_for_is_found_as_well() {
     let [_, plain] = urls(&server, &spoilt);
     // Without a hash on the way, it is sent; the client sees for itself.
     assert_eq!(server.get(&plain).status, 200);
-    wait_until("the path to be quarantined", || narinfo(&server, &spoilt) == 404);
+    wait_until("the path to be quarantined", LIMIT, || narinfo(&server, &spoilt) == 404);
 }
 
 #[test]
@@ -138,7 +134,7 @@ fn verify_sets_and_clears_marks_beside_a_running_server() {
     let all = verify(&store, cache.path(), &[]);
     assert_eq!(all.status.code(), Some(1));
     assert!(lossy(&all.stdout).contains(&spoilt) && !lossy(&all.stdout).contains(&sound));
-    wait_until("the mark to be seen", || narinfo(&server, &spoilt) == 404);
+    wait_until("the mark to be seen", LIMIT, || narinfo(&server, &spoilt) == 404);
     assert_eq!((narinfo(&server, &sound), quarantined(&server)), (200, 1.0));
 
     // Put right in place, which no look at the tree shows. A file within the path names it, too.
@@ -147,7 +143,7 @@ fn verify_sets_and_clears_marks_beside_a_running_server() {
     let inside = store.real(&spoilt).join("library");
     let one = verify(&store, cache.path(), &[inside.to_str().expect("its name is text")]);
     assert_eq!(one.status.code(), Some(0), "{}", lossy(&one.stderr));
-    wait_until("it to be served again", || narinfo(&server, &spoilt) == 200);
+    wait_until("it to be served again", LIMIT, || narinfo(&server, &spoilt) == 200);
 }
 
 #[test]

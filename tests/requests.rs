@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use support::server::Settings;
 use support::store::hash_of;
-use support::{Connection, Kind, Scratch, Server, Store, lossy, noise, poll, succeed, write};
+use support::{Connection, Kind, Scratch, Server, Store, lossy, noise, poll, succeed, wait_until, write};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -146,7 +146,7 @@ fn a_trusted_proxy_says_by_header_whom_a_connection_is_for() {
     assert_eq!(clients, ["2001:db8::7", "2001:db8::7", "192.0.2.7"]);
     // It must, and nobody else may.
     assert_eq!(raw(&server, &[request]), "");
-    assert!(server.log().contains("without a PROXY header"), "{}", server.log());
+    wait_until("a line in the log", LIMIT, || server.log().contains("without a PROXY header"));
     succeed(
         Command::new("curl").args(["--silent", "--fail", "--haproxy-protocol"]).arg(server.url() + "/health"),
     );
@@ -201,13 +201,13 @@ fn a_reader_that_stops_stops_nothing() {
     // Opened for both directions, so that nobody waits for the other side; and never read.
     let reader = std::fs::OpenOptions::new().read(true).write(true).open(&fifo).expect("it is ours");
     let server = settings.through(&["sh", "-c", script, fifo.to_str().expect("text")]).start_silent();
-    poll("records to be lost", Duration::from_secs(120), || {
+    wait_until("records to be lost", Duration::from_secs(120), || {
         // One connection takes 10,000.
         let mut connection = server.connect();
         for _ in 0..5_000 {
             assert_eq!(connection.get("/health").status, 200);
         }
-        (server.metric("harmonia_requests_unlogged_total", &[]) > 0.0).then_some(())
+        server.metric("harmonia_requests_unlogged_total", &[]) > 0.0
     });
     // It ends in time all the same, which the end of the test sees.
     drop(server);

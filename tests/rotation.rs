@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 use support::store::hash_of;
-use support::{Kind, Scratch, Server, Settings, Store, fail, lossy, noise, poll, run, succeed, write};
+use support::{Kind, Scratch, Server, Settings, Store, fail, lossy, noise, run, succeed, wait_until, write};
 
 /// How long a reload may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -53,15 +53,17 @@ fn reload(server: &Server, line: &str, said: &str) {
     write(&file, rest.chain([line]).collect::<Vec<_>>().join("\n"));
     let before = server.log().matches(said).count();
     server.signal(Signal::HUP);
-    poll(&format!("“{said}” in the log"), LIMIT, || {
-        (server.log().matches(said).count() > before).then_some(())
-    });
+    wait_until(&format!("“{said}” in the log"), LIMIT, || server.log().matches(said).count() > before);
 }
 
-fn signers(server: &Server, path: &str) -> Vec<String> {
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(path))).text();
+/// Waits until these sign what is served of a path: the server says that it has new keys a moment before it hands them
+/// on. From then on nobody is served what others signed.
+fn wait_for_signers(server: &Server, path: &str, expected: &[&str]) {
     let name = |line: &str| line.strip_prefix("Sig: ")?.split(':').next().map(str::to_owned);
-    narinfo.lines().filter_map(name).collect()
+    wait_until(&format!("{path} to be signed by {expected:?}"), LIMIT, || {
+        let signers: Vec<String> = server.narinfo(path).lines().filter_map(name).collect();
+        signers == expected
+    });
 }
 
 #[test]
@@ -84,11 +86,8 @@ fn what_the_steps_say_replaces_a_key_and_nobody_is_refused() {
         &format!("sign_key_paths = {}", server_lines[0]),
         "signing with cache.example-1, cache.example-2 from now on",
     );
-    assert_eq!(
-        signers(&server, &paths[0]),
-        ["cache.example-1", "cache.example-2"],
-        "also what was asked for before"
-    );
+    // Also what was asked for before.
+    wait_for_signers(&server, &paths[0], &["cache.example-1", "cache.example-2"]);
     for key in [&old, &new, trusted[0]] {
         takes(key, &paths[1]);
     }
@@ -97,7 +96,7 @@ fn what_the_steps_say_replaces_a_key_and_nobody_is_refused() {
         &format!("sign_key_paths = {}", server_lines[1]),
         "signing with cache.example-2 from now on",
     );
-    assert_eq!(signers(&server, &paths[1]), ["cache.example-2"]);
+    wait_for_signers(&server, &paths[1], &["cache.example-2"]);
     takes(trusted[0], &paths[2]);
     takes(trusted[1], &paths[2]);
     assert!(refuses(&old, &paths[2]).contains("lacks a"), "it has gone");
@@ -114,11 +113,9 @@ fn a_bad_key_file_keeps_the_old_set_and_no_connection_is_dropped() {
     let mut kept = server.connect();
     let before = kept.get(&target).text();
     // In the middle of a transfer that the sockets cannot hold.
-    let narinfo = server.get(&format!("/{}.narinfo", hash_of(&large))).text();
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+    let url = server.nar_url(&large);
     let mut transfer = server.connect();
-    let size =
-        transfer.request("GET", &format!("/{url}"), &[]).read_head().content_length().expect("it is known");
+    let size = transfer.request("GET", &url, &[]).read_head().content_length().expect("it is known");
     transfer.take(1000).expect("it has begun");
 
     let both = format!("sign_key_paths = {:?}", [&first, &second]);
@@ -138,7 +135,7 @@ fn a_bad_key_file_keeps_the_old_set_and_no_connection_is_dropped() {
     assert!(!server.log().contains("not a key"), "no part of a key file is shown");
 
     reload(&server, &both, "signing with cache.example-1, cache.example-2 from now on");
-    assert_eq!(signers(&server, &paths[0]), ["cache.example-1", "cache.example-2"]);
+    wait_for_signers(&server, &paths[0], &["cache.example-1", "cache.example-2"]);
     assert!(kept.get(&target).text().contains("Sig: cache.example-2:"), "on the connection of before, too");
     let rest = transfer.take(size as usize - 1000).expect("the transfer goes on");
     assert!(rest == store.dump(&large)[1000..]);
@@ -186,7 +183,7 @@ fn harmonia_reload_tells_the_service_manager() {
     assert!(told.status.success(), "{}", lossy(&told.stderr));
     assert!(lossy(&told.stdout).starts_with(&format!("{service} was told ")), "{}", lossy(&told.stdout));
     let said = "signing with cache.example-1 from now on";
-    poll("the reload", LIMIT, || server.log().contains(said).then_some(()));
+    wait_until("the reload", LIMIT, || server.log().contains(said));
     assert_eq!(reload(path, &["other"]).status.code(), Some(2));
 }
 
@@ -255,7 +252,7 @@ fn the_start_gives_the_lines_for_clients() {
     let url = server.url();
     let lines = [format!("extra-substituters = {url}"), format!("extra-trusted-public-keys = {public}")];
     let shown = |line: &String| server.log().contains(&format!(" in a client's nix.conf: {line}\n"));
-    poll("the lines in the log", LIMIT, || lines.iter().all(shown).then_some(()));
+    wait_until("the lines in the log", LIMIT, || lines.iter().all(shown));
     // A client that has these two and nothing else.
     let client = store.client(&[]);
     let mut command = client.nix("nix-store");

