@@ -28,7 +28,8 @@ struct Shared {
 
 impl Proxy {
     /// Cuts the first `cuts` connections that live long enough, each after less than `below` bytes sent by
-    /// the server; every other one with a reset.
+    /// the server; every other one with a reset, and each that is cut within a head: curl takes the beginning of a head
+    /// for an answer without a body where the connection ends as if all was well, which no server does there.
     pub fn start(upstream: SocketAddr, seed: u64, cuts: u64, below: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
@@ -95,17 +96,18 @@ impl Shared {
             });
         });
         let (mut from_server, mut to_client) = (copy(&server), copy(&client));
-        let mut sent = 0;
+        let (mut sent, mut within_head) = (0, false);
         pass(&mut from_server, &mut to_client, |bytes| {
             let room = budget.saturating_sub(sent);
             sent += bytes.len() as u64;
             if sent <= budget || !self.claim_cut() {
                 return bytes.len();
             }
+            within_head = ends_within_head(&bytes[..room as usize]);
             room as usize
         });
         let _ = server.shutdown(Shutdown::Both);
-        if reset {
+        if reset || within_head {
             // Closed with no time to linger and nothing said before, it is a reset.
             let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
             let _ = client.shutdown(Shutdown::Read);
@@ -120,6 +122,12 @@ impl Shared {
     fn claim_cut(&self) -> bool {
         self.cuts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
+}
+
+/// Whether a head begins in these bytes and does not end: a server writes one at once.
+fn ends_within_head(bytes: &[u8]) -> bool {
+    let last = memchr::memmem::rfind(bytes, b"HTTP/1.1 ");
+    last.is_some_and(|at| memchr::memmem::find(&bytes[at..], b"\r\n\r\n").is_none())
 }
 
 /// Passes bytes on until either side ends, or `allow` lets fewer through than there are.
