@@ -14,7 +14,7 @@ use support::authority::{Authority, ECDSA};
 use support::doctor::{Case, Seat, Told, has};
 use support::fake::{Fake, Sent, response};
 use support::store::hash_of;
-use support::{Scratch, Server, Settings, is_root, lossy, poll, write};
+use support::{Scratch, Server, Settings, copy_program, is_root, lossy, poll, write};
 
 #[test]
 fn all_is_well_in_words_and_in_json() {
@@ -195,7 +195,7 @@ fn settings_that_the_daemon_ignores_are_told() {
     let file = own.path().join("own.conf");
     write(&file, format!("extra-substituters = {url}\nextra-trusted-public-keys = {}\n", case.public));
     let binary = own.path().join("harmonia");
-    fs::copy(env!("CARGO_BIN_EXE_harmonia"), &binary).expect("the scratch folder is ours");
+    copy_program(Path::new(env!("CARGO_BIN_EXE_harmonia")), &binary);
     let ask = |conf: &str| {
         let seat = Seat::new(&case.store.dir(), &case.store.state_dir())
             .conf(conf)

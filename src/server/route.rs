@@ -350,9 +350,12 @@ mod tests {
     fn compressed_nars_by_encoding() {
         let nar_hash = Sha256::from_base32(NAR).expect("a hash");
         for (format, extension) in [(Format::Zstd, "zst"), (Format::Xz, "xz")] {
-            let found = route(&format!("/nar/{NAR}.nar.{extension}?hash={PATH}&e=of-1.0_then"));
-            let encoding = "of-1.0_then".to_owned();
+            let encoding = format!("{}-1.0_then", format.name());
+            let found = route(&format!("/nar/{NAR}.nar.{extension}?hash={PATH}&e={encoding}"));
             assert_eq!(found, Route::Compressed { path: path(), nar_hash, format, encoding });
+            // What is behind the id of another format is no file of this one.
+            let other = route(&format!("/nar/{NAR}.nar.{extension}?hash={PATH}&e=gzip-1.0"));
+            assert_eq!(other, Route::Absent(Label::Nar));
         }
     }
 

@@ -122,6 +122,12 @@ pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) 
     poll(what, limit, || holds().then_some(()));
 }
 
+/// Copies a program to be run. By another process: one that another test starts meanwhile would inherit a file of ours
+/// that is open for writing, and what somebody may write cannot be run.
+pub fn copy_program(from: &Path, to: &Path) {
+    succeed(Command::new("cp").arg(from).arg(to));
+}
+
 /// Where the NAR of a narinfo is: what to ask its server for.
 pub fn nar_url_in(narinfo: &str) -> String {
     let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: "));

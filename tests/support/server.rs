@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::store::hash_of;
-use super::{Connection, Response, Scratch, Store, nar_url_in, poll};
+use super::{Connection, Response, Scratch, Store, copy_program, nar_url_in, poll};
 
 /// How long the server may take to begin, and to end once asked with nothing in flight.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -105,7 +105,7 @@ impl Settings {
         if self.unprivileged {
             // The folder it was built in may be closed to others.
             let copy = folder.join("harmonia");
-            fs::copy(&binary, &copy).expect("the scratch folder is ours");
+            copy_program(&binary, &copy);
             binary = copy;
         }
         let mut command = match self.wrapper.split_first() {

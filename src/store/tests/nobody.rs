@@ -92,7 +92,11 @@ impl Reader {
         fs::set_permissions(nix.folder.path(), Permissions::from_mode(0o755)).expect("it is ours");
         // The program may lie where nobody can reach it.
         let program = nix.folder.path().join("reader");
-        fs::copy(std::env::current_exe().expect("it is known"), &program).expect("it is copied");
+        // By another process: one that another test starts meanwhile would inherit a file of ours open for writing,
+        // and what somebody may write cannot be run.
+        let copied =
+            Command::new("cp").arg(std::env::current_exe().expect("it is known")).arg(&program).status();
+        assert!(copied.expect("cp is there").success());
         let mut command = Command::new(program);
         command.uid(NOBODY).gid(NOBODY);
         command
