@@ -15,7 +15,7 @@ use super::serve::store_settings;
 use crate::causes::with_causes;
 use crate::config::{Config, ConfigError};
 use crate::formats::store_path::{StoreDir, StorePath, StorePathError};
-use crate::nar::{self, CASE_HACK, Damage, NarError, Origin, Plan};
+use crate::nar::{self, CASE_HACK, Damage, Evidence, NarError, Plan};
 use crate::store::quarantine::Folder;
 use crate::store::valid::{Inquiry, Valid};
 use crate::store::{Settings, StoreError};
@@ -108,7 +108,7 @@ fn verify(command: &Verify, out: &mut dyn Write) -> Result<ExitCode, VerifyError
         }
     };
     let marks = Folder::new(config.quarantine);
-    let marked = marks.read()?.into_iter().map(|mark| (mark.path, mark.origin)).collect();
+    let marked = marks.read()?.into_iter().map(|mark| (mark.path.clone(), mark)).collect();
     let counts = Counts::default();
     let mut report = Report { store_dir: settings.store_dir, marks, marked, inquiry, out, counts };
     let bytes = verify_all(&paths, &settings.real_store, |progress, path, verdict| {
@@ -194,12 +194,15 @@ fn look_at(valid: &Valid, real_store: &Path, seen: impl Fn(u64)) -> Verdict {
     let root = real_store.join(valid.path.as_str());
     let look = || {
         let plan = Arc::new(Plan::build(&root, CASE_HACK)?);
-        let origin = plan.origin();
-        let found = nar::plan_hash(plan, &root, |read| seen(read as u64))?;
+        let (origin, planned) = (plan.origin(), plan.size());
+        let found = match valid.nar_size {
+            registered if registered != 0 && registered != planned => Evidence::Size { planned, registered },
+            _ => Evidence::Hash(nar::plan_hash(plan, &root, |read| seen(read as u64))?),
+        };
         Ok((found, origin))
     };
     match look() {
-        Ok((found, _)) if found == valid.nar_hash => Verdict::Sound,
+        Ok((found, _)) if found == Evidence::Hash(valid.nar_hash) => Verdict::Sound,
         Ok((found, origin)) => {
             let (path, registered) = (valid.path.clone(), valid.nar_hash);
             Verdict::Damaged(Damage { path, registered, found, origin })
@@ -213,7 +216,7 @@ struct Report<'o> {
     store_dir: StoreDir,
     marks: Folder,
     /// Those that were marked when it began.
-    marked: HashMap<StorePath, Origin>,
+    marked: HashMap<StorePath, Damage>,
     inquiry: Inquiry,
     out: &'o mut dyn Write,
     counts: Counts,
@@ -235,16 +238,25 @@ impl Report<'_> {
         let path = self.store_dir.display(&valid.path).to_string();
         match verdict {
             Verdict::Sound => {
-                if self.marked.contains_key(&valid.path) && self.done(self.marks.clear(&valid.path)) {
+                // Not one that was set since: it may be of a tree that nobody has looked at here.
+                if let Some(mark) = self.marked.get(&valid.path)
+                    && self.done(self.marks.end(mark))
+                {
                     writeln!(self.out, "{path}: sound, no longer quarantined")?;
                 }
             }
             Verdict::Damaged(damage) => {
                 self.counts.damaged += 1;
-                let (found, registered) = (damage.found, damage.registered);
                 let is_set = self.done(self.marks.set(&damage).map(|()| true));
                 let what = if is_set { "quarantined" } else { "not quarantined" };
-                writeln!(self.out, "{path}: hashes to {found}, registered as {registered}; {what}")?;
+                match (damage.found, damage.registered) {
+                    (Evidence::Hash(found), registered) => {
+                        writeln!(self.out, "{path}: hashes to {found}, registered as {registered}; {what}")?;
+                    }
+                    (Evidence::Size { planned, registered }, _) => {
+                        writeln!(self.out, "{path}: {planned} bytes, registered with {registered}; {what}")?;
+                    }
+                }
             }
             // Collected while this went on.
             Verdict::Unreadable(_) if self.inquiry.one(&valid.path)?.is_none() => self.counts.gone += 1,

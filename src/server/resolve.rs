@@ -23,8 +23,8 @@ use crate::http::Method;
 use crate::http::date::DATE_LEN;
 use crate::metrics;
 use crate::metrics::WorkerMetrics;
-use crate::nar::Segment;
 use crate::nar::actor as nar;
+use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
 use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
@@ -353,12 +353,21 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
         // The worker gives these to the transfer.
         nar::Answer::Fetched { .. } | nar::Answer::Read(_) => return absent(exchange, desk),
     };
-    damaged(exchange, desk, "a valid path cannot be served", &failed)
+    unreadable(exchange, desk, &failed)
+}
+
+/// A valid path whose NAR cannot be had.
+pub(super) fn unreadable(exchange: &Exchange, desk: &mut Desk<'_>, error: &NarError) -> Step {
+    // It is quarantined, and that is told once.
+    if error.is_damage() {
+        return absent(exchange, desk);
+    }
+    damaged(exchange, desk, "a valid path cannot be served", error)
 }
 
 /// Something valid that cannot be sent. The client gets a 404 and goes to its next substituter, where a 5xx
 /// would have it try here again; the operator reads what is wrong.
-pub(super) fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &dyn Error) -> Step {
+fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &dyn Error) -> Step {
     desk.faults.tell(desk.now, what, error);
     absent(exchange, desk)
 }

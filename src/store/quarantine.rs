@@ -25,7 +25,7 @@ use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::limits;
 use crate::mailbox::{Receiver, Sender, Silence};
-use crate::nar::{Damage, NarError, Origin};
+use crate::nar::{Damage, Evidence, NarError, Origin};
 
 /// The marked paths, each with the hash that the database had when it was marked: it is the mark of no other.
 pub type Marked = HashMap<StorePathHash, Sha256>;
@@ -55,22 +55,40 @@ impl Folder {
             file.set_permissions(Permissions::from_mode(0o644))?;
             file.write_all(to_text(damage).as_bytes())?;
             file.sync_all()?;
+            let _alone = self.lock();
             fs::rename(&new, &path)
         };
         write().map_err(|source| StoreError::File { path: path.clone(), source })
     }
 
-    /// Takes a path's mark away; says whether it had one.
+    /// Takes this mark away, and no other: whoever found the path damaged again has put a newer one in its place. Says
+    /// whether it was there.
     ///
     /// # Errors
-    /// When it has one that cannot be removed.
-    pub fn clear(&self, path: &StorePath) -> Result<bool, StoreError> {
-        let path = self.0.join(path.as_str());
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
+    /// When it is there and cannot be removed.
+    pub fn end(&self, mark: &Damage) -> Result<bool, StoreError> {
+        let path = self.0.join(mark.path.as_str());
+        let end = || -> io::Result<_> {
+            let _alone = self.lock();
+            let text = fs::read_to_string(&path)?;
+            let is_there = from_text(mark.path.clone(), &text).is_some_and(|there| is_same(&there, mark));
+            if is_there {
+                fs::remove_file(&path)?;
+            }
+            Ok(is_there)
+        };
+        match end() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(StoreError::File { path, source }),
+            ended => ended.map_err(|source| StoreError::File { path: path.clone(), source }),
         }
+    }
+
+    /// Keeps other processes from putting marks into the folder or taking them away, until it is dropped. Where there
+    /// can be no lock, marks are kept all the same: two that come within microseconds of each other are rare.
+    fn lock(&self) -> Option<File> {
+        let folder = File::open(&self.0).ok()?;
+        folder.lock().ok()?;
+        Some(folder)
     }
 
     /// Every mark. What is no mark in the folder is passed over.
@@ -121,12 +139,15 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 fn to_text(damage: &Damage) -> String {
     let Damage { registered, found, origin, .. } = damage;
     let Origin { inode, changed: (seconds, nanoseconds), .. } = origin;
-    let mark = json!({
+    let mut mark = json!({
         "registered": registered.to_string(),
-        "found": found.to_string(),
         "inode": inode,
         "changed": [seconds, nanoseconds],
     });
+    match found {
+        Evidence::Hash(found) => mark["found"] = found.to_string().into(),
+        Evidence::Size { planned, registered } => mark["sizes"] = json!([planned, registered]),
+    }
     format!("{mark}\n")
 }
 
@@ -135,7 +156,19 @@ fn from_text(path: StorePath, text: &str) -> Option<Damage> {
     let hash = |key: &str| Sha256::parse(mark[key].as_str()?).ok();
     let changed = (mark["changed"][0].as_i64()?, mark["changed"][1].as_i64()?);
     let origin = Origin { device: 0, inode: mark["inode"].as_u64()?, changed };
-    Some(Damage { path, registered: hash("registered")?, found: hash("found")?, origin })
+    let found = match hash("found") {
+        Some(found) => Evidence::Hash(found),
+        None => {
+            Evidence::Size { planned: mark["sizes"][0].as_u64()?, registered: mark["sizes"][1].as_u64()? }
+        }
+    };
+    Some(Damage { path, registered: hash("registered")?, found, origin })
+}
+
+/// Whether both are the same mark.
+fn is_same(one: &Damage, other: &Damage) -> bool {
+    let of = |mark: &Damage| (mark.path.hash(), mark.registered, mark.found);
+    of(one) == of(other) && is_same_tree(&one.origin, &other.origin)
 }
 
 /// Whether both are of one tree. Devices have other numbers after a restart of the machine.
@@ -236,7 +269,10 @@ impl Quarantine {
         for path in self.marks.keys().filter(|path| !marks.contains_key(path)) {
             tracing::info!(%path, "no longer quarantined: its mark was cleared");
         }
-        let is_other = !marks.keys().eq(self.marks.keys());
+        let told = |marks: &BTreeMap<_, Damage>| -> Vec<_> {
+            marks.values().map(|mark| (mark.path.hash(), mark.registered)).collect()
+        };
+        let is_other = told(&marks) != told(&self.marks);
         self.marks = marks;
         is_other
     }
@@ -251,10 +287,12 @@ impl Quarantine {
     }
 
     fn drop_mark(&mut self, mark: &Damage) {
-        self.marks.remove(&mark.path);
-        self.unkept.remove(&mark.path);
+        if self.marks.get(&mark.path).is_some_and(|known| is_same(known, mark)) {
+            self.marks.remove(&mark.path);
+            self.unkept.remove(&mark.path);
+        }
         // Where it cannot be removed, it is found stale again by whoever reads it.
-        let _ = self.folder.clear(&mark.path);
+        let _ = self.folder.end(mark);
     }
 
     fn publish(&self) {
@@ -273,10 +311,9 @@ impl Quarantine {
 
 /// The line that an operator is to act upon.
 fn tell(mark: &Damage) {
-    let Damage { path, registered, found, .. } = mark;
     tracing::error!(
-        "quarantined: {path} hashes to {found}, the Nix database says {registered}; it is a 404 until it is repaired: \
-         nix-store --repair-path, or `harmonia store verify` to look again"
+        "quarantined: {mark}; it is a 404 until it is repaired: nix-store --repair-path, or `harmonia store verify` to \
+         look again"
     );
 }
 
@@ -313,7 +350,12 @@ mod tests {
             let root = self.scratch.path().join(path.as_str());
             fs::write(&root, "spoilt").expect("the folder is ours");
             let origin = Origin::of(&root).expect("it was just made");
-            Damage { path, registered: Sha256::of(b"sound"), found: Sha256::of(b"spoilt"), origin }
+            Damage {
+                path,
+                registered: Sha256::of(b"sound"),
+                found: Evidence::Hash(Sha256::of(b"spoilt")),
+                origin,
+            }
         }
 
         fn folder(&self) -> Folder {
@@ -362,8 +404,8 @@ mod tests {
         bench.folder().set(&other).expect("writable");
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(2));
-        assert!(bench.folder().clear(&one.path).expect("writable"));
-        assert!(!bench.folder().clear(&one.path).expect("writable"));
+        assert!(bench.folder().end(&one).expect("writable"));
+        assert!(!bench.folder().end(&one).expect("writable"));
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(1));
         fs::write(bench.folder().0.join(one.path.as_str()), "no mark").expect("the folder is ours");
@@ -373,6 +415,41 @@ mod tests {
         bench.quarantine.look();
         assert_eq!(bench.told(), None, "that heals nothing");
         assert_eq!(bench.quarantine.marks.len(), 1);
+    }
+
+    /// Another tree takes the place of the one that `damage` is of, and is damaged, too.
+    fn damage_again(bench: &Bench, damage: &Damage) -> Damage {
+        let other = bench.scratch.path().join("other");
+        fs::write(&other, "spoilt otherwise").expect("the folder is ours");
+        fs::rename(&other, bench.scratch.path().join(damage.path.as_str())).expect("the folder is ours");
+        let origin = Origin::of(&bench.scratch.path().join(damage.path.as_str())).expect("it is there");
+        let found = Evidence::Size { planned: 24, registered: 16 };
+        Damage { path: damage.path.clone(), registered: Sha256::of(b"sound otherwise"), found, origin }
+    }
+
+    #[test]
+    fn a_mark_that_ends_takes_no_newer_one_with_it() {
+        let mut bench = Bench::new();
+        let first = bench.damage("1");
+        bench.quarantine.add(first.clone());
+        assert_eq!(bench.told(), Some(1));
+        // Before anybody looks, the path is made anew, and somebody else finds that damaged as well.
+        let second = damage_again(&bench, &first);
+        bench.folder().set(&second).expect("writable");
+        bench.quarantine.look();
+        let kept = bench.folder().read().expect("readable");
+        assert!(matches!(&kept[..], [mark] if is_same(mark, &second)), "{kept:?}");
+        assert_eq!(bench.quarantine.marks[&first.path].registered, second.registered);
+        assert_eq!(bench.told(), Some(1));
+
+        // So does one in the folder that has long been of no tree, where the newer one could not be written.
+        let third = damage_again(&bench, &second);
+        bench.quarantine.marks.insert(third.path.clone(), third.clone());
+        bench.quarantine.unkept.insert(third.path.clone());
+        bench.quarantine.seen = None;
+        bench.quarantine.look();
+        assert!(is_same(&bench.quarantine.marks[&third.path], &third));
+        assert_eq!(bench.folder().read().expect("readable"), []);
     }
 
     #[test]
