@@ -308,3 +308,28 @@ fn a_plain_nar_is_encoded_on_the_way_only_where_that_is_set() {
         .output();
     assert!(curl.expect("curl runs").stdout == nar, "curl decodes what it asks for");
 }
+
+#[test]
+fn what_its_client_gave_up_is_compressed_behind_what_others_wait_for() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let [given_up, wanted] =
+        [1, 2].map(|seed| store.add(&format!("large-{seed}"), |tree| write(tree, noise(seed, 40_000_000))));
+    let server = Settings::of(&store)
+        .line(&format!("cache_dir = {:?}", cache.path()))
+        .line("workers = 1")
+        .line("compression = 'zstd'")
+        .line("compression_level = 12")
+        .line("compression_threads = 1")
+        .start();
+    let [first, second] = [&given_up, &wanted].map(|path| server.nar_url(path));
+    let mut client = server.connect();
+    assert_eq!(client.request("GET", &first, &[]).read_head().status, 200);
+    client.take(1).expect("a frame was made");
+    client.finish();
+    // Both take as long. In turns, the one that was begun first would end first.
+    let whole = server.get(&second);
+    assert_eq!(field(&server.narinfo(&given_up), "FileHash"), None);
+    assert!(decompressed("zstd", &whole.body) == store.dump(&wanted));
+    // And it goes on.
+    poll("the other to be compressed", COMPRESS_LIMIT, || field(&server.narinfo(&given_up), "FileHash"));
+}

@@ -4,11 +4,14 @@
 //! Between two chunks of one NAR the others get their turn, so that a large one holds nobody up. What a thread has in
 //! hand is one chunk and its frame; what is in the middle holds the rest that was cut off, a folder and a file, and only
 //! so many are (`COMPRESSING_OPEN`, and one a thread of those that nobody waits for).
+//!
+//! A NAR whose last client has given up goes on behind all that somebody waits for, and gives back what it holds. What
+//! was made of it stays, and who comes back finds it as far as it has come.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -16,7 +19,7 @@ use bytes::Bytes;
 use sha2::Digest;
 
 use super::encode::{EncodeError, Encoder, Encoding};
-use super::job::{CompressError, Input, Job, Made};
+use super::job::{CompressError, Input, Interest, Job, Made};
 use super::manifest::Manifest;
 use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
@@ -38,8 +41,8 @@ pub struct Wanted {
     pub nar: Cursor,
     /// Into what.
     pub encoding: Encoding,
-    /// Somebody waits for it: it goes before those that nobody waits for.
-    pub is_urgent: bool,
+    /// Who waits for it, and as long as they do: it goes before those that nobody waits for.
+    pub by: Option<Weak<Interest>>,
 }
 
 /// What becomes of a wish.
@@ -72,12 +75,14 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// NARs that somebody waits for and that have had no turn yet.
+    /// NARs that somebody waits for, or did, and that have had no turn yet.
     waiting: VecDeque<Task>,
     /// Those that have, at most [`COMPRESSING_OPEN`], while none of their chunks is being read.
     urgent: VecDeque<Task>,
-    /// Those that nobody waits for: the first is finished before the second is begun.
+    /// Those that nobody waits for, or not any more: the first is finished before the second is begun.
     behind: VecDeque<Task>,
+    /// Those that were given up and for which there is no place behind.
+    dropped: Vec<Arc<Job>>,
     /// Has a clone in each task that was begun while somebody waited for it.
     turns: Arc<()>,
     /// Every NAR under way, so that whoever wants the same shares it.
@@ -165,7 +170,7 @@ impl Compressor {
     /// # Errors
     /// When the cache cannot be read, or the threads are about to end.
     pub fn compress(&self, wanted: Wanted) -> Result<Compressing, CompressError> {
-        let Wanted { path, nar_hash, nar, encoding, is_urgent } = wanted;
+        let Wanted { path, nar_hash, nar, encoding, by } = wanted;
         if self.0.cache.is_none() {
             return Err(CompressError::NoCache);
         }
@@ -173,8 +178,12 @@ impl Compressor {
         let mut state = self.0.state();
         if let Some(job) = state.jobs.get(&(nar_hash, encoding)) {
             let job = Arc::clone(job);
-            if is_urgent && !job.is_urgent.swap(true, Ordering::Relaxed) {
-                state.hasten(&job);
+            if let Some(by) = by {
+                let was_wanted = job.is_wanted();
+                job.want(by);
+                if !was_wanted {
+                    state.hasten(&job);
+                }
             }
             self.0.metrics.shared();
             return Ok(Compressing::Job(job));
@@ -185,10 +194,10 @@ impl Compressor {
         if state.is_ending {
             return Err(CompressError::Ended);
         }
-        if !is_urgent && state.behind.len() >= COMPRESSING_BEHIND {
+        if by.is_none() && state.behind.len() >= COMPRESSING_BEHIND {
             return Err(CompressError::TooMany);
         }
-        let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, is_urgent));
+        let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, by));
         let input = Input::new(nar);
         state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0, turn: None });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
@@ -231,12 +240,14 @@ impl Compressor {
         if job.has_ended() {
             return self.finish(&job);
         }
-        let chunk = match task.input.next(|bytes| task.hasher.update(bytes)) {
+        let chunk = match task.input.next() {
             Ok(Some(chunk)) => chunk,
             // A NAR is never empty, and its last chunk is not put back.
             Ok(None) => return,
             Err(error) => return self.failed(&job, error.into()),
         };
+        // What was only read is not hashed yet: it may be let go, and be something else when it is read again.
+        task.hasher.update(&chunk);
         let index = task.next;
         let is_last = task.input.is_at_end();
         let nar_hash = is_last.then(|| Sha256(task.hasher.clone().finalize().into()));
@@ -399,10 +410,10 @@ impl fmt::Debug for Shared {
 
 impl State {
     fn push(&mut self, task: Task) {
-        let is_urgent = task.job.is_urgent.load(Ordering::Relaxed);
-        match (is_urgent, &task.turn) {
+        match (task.job.is_wanted(), &task.turn) {
             (true, Some(_)) => self.urgent.push_back(task),
             (true, None) => self.waiting.push_back(task),
+            (false, Some(_)) => self.give_up(task),
             // Begun or not: what was begun holds memory, and goes on before another is.
             (false, _) if task.next > 0 => self.behind.push_front(task),
             (false, _) => self.behind.push_back(task),
@@ -411,13 +422,31 @@ impl State {
 
     /// Whoever has had no turn comes first, so that its client sees a beginning; then those that have, in turn.
     fn pop(&mut self) -> Option<Task> {
-        let open = Arc::strong_count(&self.turns) - 1;
-        if open < COMPRESSING_OPEN
-            && let Some(task) = self.waiting.pop_front()
-        {
-            return Some(Task { turn: Some(Arc::clone(&self.turns)), ..task });
+        loop {
+            let open = Arc::strong_count(&self.turns) - 1;
+            let first = if open < COMPRESSING_OPEN { self.waiting.pop_front() } else { None };
+            let Some(task) = first.or_else(|| self.urgent.pop_front()) else {
+                return self.behind.pop_front();
+            };
+            if task.job.is_wanted() {
+                let turn = task.turn.or_else(|| Some(Arc::clone(&self.turns)));
+                return Some(Task { turn, ..task });
+            }
+            self.give_up(task);
         }
-        self.urgent.pop_front().or_else(|| self.behind.pop_front())
+    }
+
+    /// Nobody waits for it any more.
+    fn give_up(&mut self, mut task: Task) {
+        task.turn = None;
+        task.input.let_go();
+        if self.behind.len() < COMPRESSING_BEHIND {
+            self.behind.push_back(task);
+        } else {
+            // Its frames are kept. While the table is locked, nobody comes back to it.
+            self.jobs.remove(&(task.job.nar_hash, task.job.encoding));
+            self.dropped.push(task.job);
+        }
     }
 
     /// Somebody waits for a job that nobody waited for.
@@ -435,7 +464,9 @@ impl Shared {
             if state.is_ending {
                 return None;
             }
-            if let Some(task) = state.pop() {
+            let task = state.pop();
+            state = self.forget_dropped(state);
+            if let Some(task) = task {
                 return Some(task);
             }
             let waited = self.wake.wait_timeout(state, CACHE_LOOK).unwrap_or_else(PoisonError::into_inner);
@@ -467,6 +498,22 @@ impl Shared {
             state.push(task);
             self.wake.notify_one();
         }
+        drop(self.forget_dropped(state));
+    }
+
+    /// Tells whoever still listens to jobs that have no place any more: nobody but those who have given up.
+    fn forget_dropped<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        if state.dropped.is_empty() {
+            return state;
+        }
+        let dropped = std::mem::take(&mut state.dropped);
+        drop(state);
+        for job in dropped {
+            self.metrics.ended();
+            job.fail(CompressError::TooMany);
+            job.wake();
+        }
+        self.state()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -29,7 +29,7 @@ mod volume;
 pub use error::CacheError;
 pub use folder::{Cache, Contents};
 pub use frame::Frame;
-pub use job::{CompressError, Job};
+pub use job::{CompressError, Interest, Job};
 pub use key::{Key, ManifestKey};
 pub use manifest::{Manifest, Part};
 pub use stream::{Fetched, Stream, Tree};

@@ -132,7 +132,7 @@ impl Stream {
                     return self.fetch_whole(compressor, &manifest).map(Fetched::Segments);
                 }
                 Work::Alone { input, .. } => {
-                    let Some(chunk) = input.next(|_| ())? else {
+                    let Some(chunk) = input.next()? else {
                         self.left = Some(0);
                         continue;
                     };
@@ -202,7 +202,7 @@ impl Stream {
         let expected = (part.key, part.file_end - begin(manifest.parts(), self.next));
         let made = self.tree.planned(manifest.nar_size()).and_then(|mut nar| {
             nar.set_range(start, manifest.nar_size());
-            Ok(Input::new(nar).next(|_| ())?.unwrap_or_default())
+            Ok(Input::new(nar).next()?.unwrap_or_default())
         });
         let changed = match made {
             Ok(chunk) => match compressor.frame_now(encoding, &chunk)? {

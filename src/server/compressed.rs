@@ -248,7 +248,9 @@ pub(super) fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, nar: Cursor)
     let needs_length = wants_length || exchange.version == Version::H10;
     let when = if needs_length { When::Done } else { When::Begun };
     let encoding = desk.site.compression.of(format);
-    Step::Ask(Question::Compress { wanted: Wanted { path, nar_hash, nar, encoding, is_urgent: true }, when })
+    let by = exchange.interest.insert(Arc::default());
+    let by = Some(Arc::downgrade(by));
+    Step::Ask(Question::Compress { wanted: Wanted { path, nar_hash, nar, encoding, by }, when })
 }
 
 /// Whether a NAR is going to be sent as it is.
@@ -262,7 +264,7 @@ fn behind(compression: &Compression, exchange: &Exchange, nar: &Cursor) -> Optio
     let served = exchange.served.as_ref().filter(|_| is_sent_plain(exchange))?;
     let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
     let encoding = compression.of(format);
-    Some(Wanted { path, nar_hash, nar: nar.clone(), encoding, is_urgent: false })
+    Some(Wanted { path, nar_hash, nar: nar.clone(), encoding, by: None })
 }
 
 impl<I: Io> Worker<I> {

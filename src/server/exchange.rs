@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::route::Route;
+use crate::cache::Interest;
 use crate::formats::store_path::StorePath;
 use crate::http::{Body, Method, Request, Version, accepts, range};
 use crate::limits;
@@ -31,6 +32,8 @@ pub struct Exchange {
     pub started: Instant,
     /// Keeps the store path from being collected, once an actor has taken it.
     pub lease: Option<Lease>,
+    /// Somebody waits for what is compressed, as long as this is held.
+    pub interest: Option<Arc<Interest>>,
     /// The path, while something is made of it.
     pub served: Option<Arc<Served>>,
     /// How many NARs had been compressed when a narinfo's was asked for.
@@ -97,6 +100,7 @@ impl Exchange {
             conditions,
             started: now,
             lease: None,
+            interest: None,
             served: None,
             finished: 0,
             takes_zstd,
@@ -118,6 +122,7 @@ impl Exchange {
             conditions: None,
             started: now,
             lease: None,
+            interest: None,
             served: None,
             finished: 0,
             takes_zstd: false,

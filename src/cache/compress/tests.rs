@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{LazyLock, mpsc};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,7 +14,7 @@ use super::*;
 use crate::cache::actor::{Actor, Answer, Request, When};
 use crate::cache::encode::Format;
 use crate::cache::folder::Sizes;
-use crate::cache::{Stream, Tree};
+use crate::cache::{Interest, Stream, Tree};
 use crate::mailbox::{Outlet, Ticket};
 use crate::nar::{CASE_HACK, NarError, Plan, Reader};
 
@@ -150,12 +150,18 @@ impl Made {
         let plan = Arc::new(Plan::build(&self.root, CASE_HACK).expect("readable"));
         let path = StorePath::from_basename("00000000000000000000000000000000-tree").expect("a store path");
         let nar = Cursor::new(plan, Arc::from(&*self.root));
-        Wanted { path, nar_hash: self.nar_hash(), nar, encoding, is_urgent: true }
+        Wanted { path, nar_hash: self.nar_hash(), nar, encoding, by: waits() }
     }
 
     fn nar_hash(&self) -> Sha256 {
         Sha256::of(&self.nar)
     }
+}
+
+/// Somebody who never gives up.
+fn waits() -> Option<Weak<Interest>> {
+    static PATIENT: LazyLock<Arc<Interest>> = LazyLock::new(Arc::default);
+    Some(Arc::downgrade(&PATIENT))
 }
 
 fn noise(seed: u8, len: usize) -> Vec<u8> {
@@ -340,7 +346,7 @@ fn what_somebody_waits_for_goes_first() {
     let bench = Bench::new(0, LARGE);
     let [behind, joined, urgent] = [0, 1, 2].map(Made::new);
     for tree in [&behind, &joined] {
-        bench.actor.handle(Request::Behind(Wanted { is_urgent: false, ..tree.wanted(ZSTD()) }));
+        bench.actor.handle(Request::Behind(Wanted { by: None, ..tree.wanted(ZSTD()) }));
     }
     let _urgent = bench.open(&urgent, ZSTD(), When::Begun).expect("begun");
     let _joined = bench.open(&joined, ZSTD(), When::Begun).expect("joined");
@@ -349,17 +355,100 @@ fn what_somebody_waits_for_goes_first() {
 }
 
 #[test]
+fn what_its_last_client_gave_up_goes_behind() {
+    // Without threads: what is taken here, one of them would have in hand.
+    let bench = Bench::new(0, LARGE);
+    let [given_up, unbegun, kept, shared] = [0, 1, 2, 3].map(Made::new);
+    let clients: [Arc<Interest>; 5] = Default::default();
+    let want = |tree: &Made, client: usize| {
+        let by = Some(Arc::downgrade(&clients[client]));
+        bench.compressor.compress(Wanted { by, ..tree.wanted(ZSTD()) }).expect("it has a place");
+    };
+    want(&given_up, 0);
+    let next = || bench.compressor.0.state().pop();
+    let mut encoder = None;
+    let step = |task, encoder: &mut _| bench.compressor.step(task, encoder);
+    step(next().expect("the only one"), &mut encoder);
+    let second = next().expect("its second chunk");
+    for (tree, client) in [(&unbegun, 1), (&kept, 2), (&shared, 3), (&shared, 4)] {
+        want(tree, client);
+    }
+    let [first, one, _kept, _left, other] = clients;
+    drop((first, one, other));
+    // One of them while a chunk of its NAR is in hand.
+    step(second, &mut encoder);
+    let mut order = Vec::new();
+    while let Some(task) = next() {
+        if order.last() != Some(&task.job.nar_hash) {
+            order.push(task.job.nar_hash);
+        }
+        // To the end, so that none has a second turn.
+        task.job.fail(CompressError::TooMany);
+        step(task, &mut encoder);
+    }
+    assert_eq!(order, [&kept, &shared, &given_up, &unbegun].map(Made::nar_hash));
+}
+
+#[test]
+fn what_was_given_up_is_read_on_where_it_was() {
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(0));
+    let right = Bench::new(2, LARGE).compress(&tree, ZSTD());
+    let next = || bench.compressor.0.state().pop().expect("it is there");
+    let mut encoder = None;
+    let mut client = Arc::<Interest>::default();
+    for _ in 0..3 {
+        let by = Some(Arc::downgrade(&client));
+        bench.compressor.compress(Wanted { by, ..tree.wanted(ZSTD()) }).expect("it has a place");
+        bench.compressor.step(next(), &mut encoder);
+        // Held between two chunks for who waits, and for nobody else.
+        let task = next();
+        bench.compressor.0.put_back(task);
+        client = Arc::default();
+        let task = next();
+        assert!(task.next > 0 && task.turn.is_none());
+        bench.compressor.0.put_back(task);
+    }
+    // Who comes back goes on with it.
+    let threads = bench.compressor.spawn(2).expect("threads");
+    assert!(bench.compress(&tree, ZSTD()) == right);
+    assert_eq!(bench.compressed(), tree.nar.len() as u64, "nothing was compressed twice");
+    bench.end();
+    threads.into_iter().for_each(|thread| thread.join().expect("it ends by itself"));
+}
+
+#[test]
+fn of_what_was_given_up_only_so_much_waits() {
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(7));
+    let wanted = |number: usize, by| {
+        let nar_hash = Sha256::of(&number.to_le_bytes());
+        Wanted { nar_hash, by, ..tree.wanted(ZSTD()) }
+    };
+    let client = Arc::<Interest>::default();
+    for number in 0..COMPRESSING_BEHIND + 2 {
+        let by = Some(Arc::downgrade(&client));
+        bench.compressor.compress(wanted(number, by)).expect("it has a place");
+    }
+    let last = bench.compressor.0.state().waiting.back().map(|task| Arc::clone(&task.job)).expect("it waits");
+    drop(client);
+    drop(bench.compressor.0.next().expect("the first"));
+    assert!(matches!(last.error(), Some(CompressError::TooMany)));
+    // Its place in the table is free: who wants it again begins anew.
+    let again = bench.compressor.compress(wanted(COMPRESSING_BEHIND + 1, waits())).expect("begun");
+    assert!(matches!(again, Compressing::Job(job) if !Arc::ptr_eq(&job, &last)));
+}
+
+#[test]
 fn only_so_many_are_in_the_middle() {
     // Without threads: what is taken here, one of them would have in hand.
     let (bench, tree) = (Bench::new(0, LARGE), Made::new(7));
     // Each under another hash, so that none is shared.
-    let wanted = |number: usize, is_urgent| {
+    let wanted = |number: usize, by| {
         let nar_hash = Sha256::of(&number.to_le_bytes());
-        Wanted { nar_hash, is_urgent, ..tree.wanted(ZSTD()) }
+        Wanted { nar_hash, by, ..tree.wanted(ZSTD()) }
     };
     let count = COMPRESSING_OPEN + 3;
     for number in 0..count {
-        bench.compressor.compress(wanted(number, true)).expect("begun");
+        bench.compressor.compress(wanted(number, waits())).expect("begun");
     }
     let next = || bench.compressor.0.state().pop();
     let mut taken: Vec<Task> = std::iter::from_fn(next).collect();
@@ -375,7 +464,7 @@ fn only_so_many_are_in_the_middle() {
     // Of those that nobody waits for, what was begun goes on first, and there is a bound.
     drop(taken);
     std::iter::from_fn(next).for_each(drop);
-    let behind = |number| bench.compressor.compress(wanted(count + number, false));
+    let behind = |number| bench.compressor.compress(wanted(count + number, None));
     (0..COMPRESSING_BEHIND).for_each(|number| drop(behind(number).expect("it has a place")));
     assert!(matches!(behind(COMPRESSING_BEHIND), Err(CompressError::TooMany)));
     let first = next().expect("the first");
