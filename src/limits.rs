@@ -470,8 +470,8 @@ const _: () = assert!(CHUNK_MAX + (CHUNK_MAX >> 7) <= CACHE_FRAME_MAX, "a chunk 
 /// systems.
 pub const FILES_REMEMBERED: usize = 32_768;
 
-/// Threads that answer what workers ask about compressed NARs. They read an inventory that is in memory, check frames
-/// before their first use, and make those again that were evicted.
+/// Threads that answer what workers ask about compressed NARs. They read an inventory that is in memory, and check frames
+/// before their first use.
 pub const CACHE_THREADS: usize = 2;
 
 /// How many NARs that somebody waits for are in the middle of being compressed. Each holds what was read and not cut yet,

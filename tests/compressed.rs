@@ -120,10 +120,15 @@ fn ranges_warm_and_cold() {
     let path = add(&store, "ranges", 1);
     let server = compressing(&store, cache.path(), "zstd").start();
     let url = server.nar_url(&path);
-    // Cold: the part is sent once the whole is known.
+    // Cold: the part is sent once the whole is known, and whoever else asks meanwhile has the same made.
+    let mut other = server.connect();
+    other.request("GET", &url, &["Range: bytes=2000000-2000009"]);
     let end = server.connect().get_with(&url, &["Range: bytes=1000000-"]);
     assert_eq!(end.status, 206, "{}", server.log());
     let whole = server.get(&url);
+    assert!(other.read("GET").body == whole.body[2_000_000..2_000_010]);
+    let made = server.metric("harmonia_compress_frame_bytes_total", &[]);
+    assert_eq!(made, whole.body.len() as f64, "nothing was made twice");
     assert!(whole.body[1_000_000..] == end.body);
     assert!(decompressed("zstd", &whole.body) == store.dump(&path));
     let length = whole.body.len();

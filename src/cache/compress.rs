@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -18,6 +18,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use sha2::Digest;
 
+use super::again::{Again, Missing, Remaking};
 use super::encode::{EncodeError, Encoder, Encoding};
 use super::job::{CompressError, Input, Interest, Job, Made};
 use super::manifest::Manifest;
@@ -71,6 +72,8 @@ struct Shared {
     told: Mutex<Option<Instant>>,
     /// Has a clone with each client that frames are made for alone.
     alone: Arc<()>,
+    /// How many threads there are.
+    threads: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -83,11 +86,26 @@ struct State {
     behind: VecDeque<Task>,
     /// Those that were given up and for which there is no place behind.
     dropped: Vec<Arc<Job>>,
+    /// Frames that are to be made again.
+    again: VecDeque<Again>,
+    /// Those of them that are not made yet, so that whoever wants the same shares it.
+    remaking: HashMap<Key, Arc<Remaking>>,
+    /// The last turn was that of a frame.
+    was_again: bool,
     /// Has a clone in each task that was begun while somebody waited for it.
     turns: Arc<()>,
     /// Every NAR under way, so that whoever wants the same shares it.
     jobs: HashMap<(Sha256, Encoding), Arc<Job>>,
     is_ending: bool,
+}
+
+/// What a thread does next.
+#[derive(Debug)]
+enum Turn {
+    /// A chunk of a NAR.
+    Chunk(Task),
+    /// A frame that is gone.
+    Frame(Again),
 }
 
 /// The part of a job that one thread at a time has.
@@ -112,8 +130,8 @@ impl Compressor {
         metrics: Arc<CompressMetrics>,
     ) -> Self {
         let (state, wake, finished) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        let (told, alone) = (Mutex::default(), Arc::default());
-        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone }))
+        let (told, alone, threads) = (Mutex::default(), Arc::default(), AtomicUsize::new(0));
+        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, threads }))
     }
 
     /// How many NARs were compressed so far: while it is the same, nothing that was not there is.
@@ -131,6 +149,7 @@ impl Compressor {
             let name = format!("compress-{number}");
             thread::Builder::new().name(name).spawn(move || compressor.run())
         };
+        self.0.threads.fetch_add(threads, Ordering::Relaxed);
         (0..threads).map(start).collect()
     }
 
@@ -141,9 +160,12 @@ impl Compressor {
         state.waiting.clear();
         state.urgent.clear();
         state.behind.clear();
+        state.again.clear();
         let jobs: Vec<_> = state.jobs.drain().map(|(_, job)| job).collect();
+        let remaking: Vec<_> = state.remaking.drain().map(|(_, remaking)| remaking).collect();
         drop(state);
         self.0.wake.notify_all();
+        remaking.iter().for_each(|remaking| remaking.ended(Err(CompressError::Ended)));
         for job in jobs {
             job.fail(CompressError::Ended);
             job.wake();
@@ -229,9 +251,20 @@ impl Compressor {
 
     fn run(&self) {
         let mut encoder = None;
-        while let Some(task) = self.0.next() {
-            self.step(task, &mut encoder);
+        while let Some(turn) = self.0.next() {
+            match turn {
+                Turn::Chunk(task) => self.step(task, &mut encoder),
+                Turn::Frame(again) => self.make_again(&again, &mut encoder),
+            }
         }
+    }
+
+    fn make_again(&self, Again { missing, remaking }: &Again, encoder: &mut Option<Encoder>) {
+        let made = missing.read().map_err(CompressError::from);
+        let made = made.and_then(|chunk| frame_or_bytes(&self.0, missing.encoding, &chunk, encoder));
+        let made = made.and_then(|made| missing.check(made));
+        self.0.state().remaking.remove(&missing.key);
+        remaking.ended(made);
     }
 
     /// One chunk of one NAR.
@@ -340,6 +373,22 @@ fn frame(
     Ok((key, frame.pin_unmarked().unwrap_or_else(|| Segment::Bytes(made.into()))))
 }
 
+/// The same where it is sent from memory if it cannot be kept.
+fn frame_or_bytes(
+    shared: &Shared,
+    encoding: Encoding,
+    chunk: &[u8],
+    encoder: &mut Option<Encoder>,
+) -> Result<(Key, Segment), CompressError> {
+    match frame(shared, encoding, chunk, encoder) {
+        Err(CompressError::Cache(_) | CompressError::NoCache) => {
+            let made = encode(shared, encoding, chunk, encoder)?;
+            Ok((encoding.key(chunk), Segment::Bytes(made.into())))
+        }
+        other => other,
+    }
+}
+
 fn encode(
     shared: &Shared,
     encoding: Encoding,
@@ -370,6 +419,30 @@ impl Compressor {
         }
     }
 
+    /// Has a frame made again, unless that is under way: then it may be of another path's tree. Also says whether it is
+    /// not. Returns at once.
+    pub(super) fn remake(&self, missing: Missing) -> (Arc<Remaking>, bool) {
+        let mut state = self.0.state();
+        if let Some(remaking) = state.remaking.get(&missing.key) {
+            return (Arc::clone(remaking), false);
+        }
+        let remaking = Arc::<Remaking>::default();
+        if state.is_ending {
+            remaking.ended(Err(CompressError::Ended));
+            return (remaking, true);
+        }
+        state.remaking.insert(missing.key, Arc::clone(&remaking));
+        state.again.push_back(Again { missing, remaking: Arc::clone(&remaking) });
+        drop(state);
+        self.0.wake.notify_one();
+        (remaking, true)
+    }
+
+    /// How many frames can be made at once.
+    pub(super) fn threads(&self) -> usize {
+        self.0.threads.load(Ordering::Relaxed)
+    }
+
     /// See [`Shared::cache_failed`].
     pub(super) fn cache_failed(&self, error: &CacheError) {
         self.0.cache_failed(error);
@@ -391,14 +464,7 @@ impl Compressor {
         encoding: Encoding,
         chunk: &[u8],
     ) -> Result<(Key, Segment), CompressError> {
-        let mut encoder = None;
-        match frame(&self.0, encoding, chunk, &mut encoder) {
-            Err(CompressError::Cache(_) | CompressError::NoCache) => {
-                let made = encode(&self.0, encoding, chunk, &mut encoder)?;
-                Ok((encoding.key(chunk), Segment::Bytes(made.into())))
-            }
-            other => other,
-        }
+        frame_or_bytes(&self.0, encoding, chunk, &mut None)
     }
 }
 
@@ -418,6 +484,15 @@ impl State {
             (false, _) if task.next > 0 => self.behind.push_front(task),
             (false, _) => self.behind.push_back(task),
         }
+    }
+
+    /// Frames that are made again and NARs have their turns one after the other.
+    fn turn(&mut self) -> Option<Turn> {
+        let frame = if self.was_again { None } else { self.again.pop_front() };
+        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(Turn::Chunk));
+        let turn = turn.or_else(|| self.again.pop_front().map(Turn::Frame));
+        self.was_again = matches!(turn, Some(Turn::Frame(_)));
+        turn
     }
 
     /// Whoever has had no turn comes first, so that its client sees a beginning; then those that have, in turn.
@@ -458,16 +533,16 @@ impl State {
 
 impl Shared {
     /// What to do next; `None` at the end. With nothing to do, it is looked after the cache's folder.
-    fn next(&self) -> Option<Task> {
+    fn next(&self) -> Option<Turn> {
         let mut state = self.state();
         loop {
             if state.is_ending {
                 return None;
             }
-            let task = state.pop();
+            let turn = state.turn();
             state = self.forget_dropped(state);
-            if let Some(task) = task {
-                return Some(task);
+            if let Some(turn) = turn {
+                return Some(turn);
             }
             let waited = self.wake.wait_timeout(state, CACHE_LOOK).unwrap_or_else(PoisonError::into_inner);
             state = waited.0;

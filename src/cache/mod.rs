@@ -8,6 +8,7 @@
 //! neither a power failure nor a damaged disk is ever served. See [`Cache`] for what is written when.
 
 pub mod actor;
+mod again;
 pub mod compress;
 pub mod decode;
 pub mod encode;

@@ -242,7 +242,8 @@ pub(super) fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, nar: Cursor)
     let Route::Compressed { format, .. } = exchange.route else { return absent(exchange, desk) };
     let Some(served) = &exchange.served else { return absent(exchange, desk) };
     let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
-    // A part of what has no length yet cannot be told. And a client of HTTP/1.0 would have the end of the connection for
+    // A part of what has no length yet cannot be told: where it begins in the NAR is known only when all before it is
+    // compressed, and the head has to say where it ends. The NAR is read and compressed once, for all who ask. And a client of HTTP/1.0 would have the end of the connection for
     // the end of the file, which over a unix socket looks the same where it was broken off.
     let wants_length = !exchange.is_encoded && (exchange.head_only() || exchange.wants_range());
     let needs_length = wants_length || exchange.version == Version::H10;

@@ -309,6 +309,92 @@ fn frames_that_are_gone_are_made_again_the_same() {
     assert!(matches!(error, CompressError::Nar(NarError::HashMismatch { .. })), "{error}");
 }
 
+/// Has everything evicted that was put before.
+fn evict(bench: &Bench, seed: u8) {
+    for number in 0..20 {
+        let other = noise(number + seed, 2 << 20);
+        bench.cache().put(&Key::of("other", &other), &other).expect("kept");
+    }
+}
+
+#[test]
+fn of_frames_that_are_gone_a_range_makes_those_that_it_touches() {
+    let bench = Bench::new(2, Sizes { whole: 20 << 20, volume: 10 << 20 });
+    let tree = Made::new(0);
+    let file = bench.compress(&tree, ZSTD());
+    let manifest = {
+        let stream = bench.open(&tree, ZSTD(), When::Done).expect("known");
+        Arc::clone(stream.manifest().expect("all of it"))
+    };
+    let parts = manifest.parts();
+    let begin = |index: usize| if index == 0 { 0 } else { parts[index - 1].file_end };
+    let last = parts.len() - 1;
+    for (seed, from, to) in [(10, 1, 1), (40, 1, 2), (70, 0, 0), (100, last - 1, last), (130, last, last)] {
+        evict(&bench, seed);
+        let before = bench.compressed();
+        let mut stream = bench.open(&tree, ZSTD(), When::Done).expect("known");
+        let (start, end) = (begin(from) + 1, parts[to].file_end - 1);
+        stream.set_range(start, end);
+        assert!(bench.read(stream).expect("made again") == file[start as usize..end as usize]);
+        let plain: u64 = (from..=to).map(|index| manifest.chunk_len(index)).sum();
+        assert_eq!(bench.compressed() - before, plain, "parts {from} to {to}");
+    }
+}
+
+/// Asks a bench that has no thread yet for the same bytes of a file whose frames are gone, from each of these trees;
+/// then it gets one.
+fn ask_at_once(tree: &Made, roots: &[&Path]) -> (Vec<Answer>, u64) {
+    let sizes = Sizes { whole: 20 << 20, volume: 10 << 20 };
+    let bench = Bench::new(2, sizes);
+    let file = bench.compress(tree, ZSTD());
+    evict(&bench, 10);
+    let bench = Bench::within(bench.end(), 0, sizes);
+    let found = bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable");
+    let manifest = found.expect("the manifest is kept");
+    // The text's last chunk: some framing comes behind it.
+    let part = manifest.parts().len() - 2;
+    let (begin, end) = (manifest.parts()[part - 1].file_end, manifest.parts()[part].file_end);
+    for root in roots {
+        let mut stream = Stream::whole(Arc::clone(&manifest), Some(ZSTD()), Tree::Root(Arc::from(*root)));
+        stream.set_range(begin, end);
+        bench.actor.handle(Request::Fetch { ticket: TICKET, stream });
+    }
+    assert!(bench.answers.try_recv().is_err(), "nobody makes it");
+    let thread = bench.compressor.spawn(1).expect("a thread");
+    let answer = |_| bench.answers.recv_timeout(Duration::from_secs(120)).expect("an answer").1;
+    let answers: Vec<_> = roots.iter().map(answer).collect();
+    for answer in &answers {
+        if let Answer::Fetched { segments: Ok(segments), .. } = answer {
+            let given: Vec<u8> = segments.iter().flat_map(bytes_of).collect();
+            assert!(given == file[begin as usize..end as usize]);
+        }
+    }
+    let chunks = bench.compressed() / manifest.chunk_len(part);
+    bench.end();
+    thread.into_iter().for_each(|thread| thread.join().expect("it ends by itself"));
+    (answers, chunks)
+}
+
+#[test]
+fn a_frame_that_is_gone_is_made_again_once_however_many_ask() {
+    let tree = Made::new(0);
+    let (answers, chunks) = ask_at_once(&tree, &[&*tree.root; 3]);
+    assert!(answers.iter().all(|answer| matches!(answer, Answer::Fetched { segments: Ok(_), .. })));
+    assert_eq!(chunks, 1);
+}
+
+#[test]
+fn a_frame_that_another_tree_cannot_give_is_made_of_this_one() {
+    let (tree, spoilt) = (Made::new(0), Made::new(0));
+    // As long as it was, and other bytes.
+    let text = spoilt.root.join("share/text");
+    let len = fs::metadata(&text).expect("it is there").len();
+    fs::write(text, noise(9, len as usize)).expect("written");
+    let (answers, _) = ask_at_once(&tree, &[&*spoilt.root, &*tree.root]);
+    let is_given = |answer: &Answer| matches!(answer, Answer::Fetched { segments: Ok(_), .. });
+    assert_eq!(answers.iter().filter(|answer| is_given(answer)).count(), 1);
+}
+
 #[test]
 fn a_nar_that_is_not_what_the_database_says_is_never_sent_whole() {
     let (bench, mut tree) = (Bench::new(2, LARGE), Made::new(0));
@@ -350,7 +436,8 @@ fn what_somebody_waits_for_goes_first() {
     }
     let _urgent = bench.open(&urgent, ZSTD(), When::Begun).expect("begun");
     let _joined = bench.open(&joined, ZSTD(), When::Begun).expect("joined");
-    let order: Vec<_> = (0..3).map(|_| bench.compressor.0.next().expect("a task").job.nar_hash).collect();
+    let order: Vec<_> =
+        (0..3).map(|_| bench.compressor.0.state().pop().expect("a task").job.nar_hash).collect();
     assert_eq!(order, [&urgent, &joined, &behind].map(Made::nar_hash));
 }
 
