@@ -28,6 +28,10 @@ pub struct Stream {
     skip: u64,
     /// How much is left to give, in bytes; `None` up to an end that is not known yet.
     left: Option<u64>,
+    /// From and up to which byte it was confined.
+    range: (u64, u64),
+    /// Frames before the next one that were fetched with the first look.
+    ready: Vec<Segment>,
     /// Parts from the next one on that are made again, in order.
     again: VecDeque<Pending>,
     /// The last frame that was made again could not be kept: what is made ahead would be held in memory.
@@ -80,8 +84,8 @@ pub enum Fetched {
 impl Stream {
     /// The whole of a file that was made before. `encoding` is `None` if this server does not make it any more.
     pub fn whole(manifest: Arc<Manifest>, encoding: Option<Encoding>, tree: Tree) -> Self {
-        let left = Some(manifest.file_size());
-        Self { left, ..Self::new(tree, encoding, Work::Whole(manifest)) }
+        let (left, range) = (Some(manifest.file_size()), (0, manifest.file_size()));
+        Self { left, range, ..Self::new(tree, encoding, Work::Whole(manifest)) }
     }
 
     /// The same, of the NAR with this hash. Should a frame that is gone not be made again as it was, the file is forgotten:
@@ -103,8 +107,19 @@ impl Stream {
     }
 
     fn new(tree: Tree, encoding: Option<Encoding>, work: Work) -> Self {
-        let (nar_hash, left, again) = (None, None, VecDeque::new());
-        Self { tree, encoding, nar_hash, work, next: 0, skip: 0, left, again, is_unkept: false }
+        Self {
+            tree,
+            encoding,
+            nar_hash: None,
+            work,
+            next: 0,
+            skip: 0,
+            left: None,
+            range: (0, 0),
+            ready: Vec::new(),
+            again: VecDeque::new(),
+            is_unkept: false,
+        }
     }
 
     /// The manifest, where the whole file is known.
@@ -115,20 +130,47 @@ impl Stream {
         }
     }
 
+    /// Size of the whole file in bytes, where it is known.
+    pub fn file_size(&self) -> Option<u64> {
+        self.manifest().map(|manifest| manifest.file_size())
+    }
+
     /// Confines it to the bytes from `start` up to and without `end`. Only where the whole file is known.
     pub fn set_range(&mut self, start: u64, end: u64) {
         if let Work::Whole(manifest) = &self.work {
             let end = end.min(manifest.file_size());
             let start = start.min(end);
+            if self.range == (start, end) && self.left() == Some(end - start) {
+                return;
+            }
+            (self.ready, self.again) = (Vec::new(), VecDeque::new());
             self.next = manifest.part_at(start);
             self.skip = start - begin(manifest.parts(), self.next);
             self.left = Some(end - start);
+            self.range = (start, end);
         }
     }
 
     /// How many bytes are left; `None` while that is not known.
     pub fn left(&self) -> Option<u64> {
-        self.left
+        self.left.map(|left| left + self.ready_bytes())
+    }
+
+    /// What was fetched already of what comes next. Waits for nothing.
+    pub fn take_ready(&mut self) -> Vec<Segment> {
+        std::mem::take(&mut self.ready)
+    }
+
+    fn ready_bytes(&self) -> u64 {
+        self.ready.iter().map(Segment::len).sum()
+    }
+
+    /// Fetches what comes first, as far as it is there, to be had by [`Stream::take_ready`].
+    pub(super) fn fetch_first(&mut self, compressor: &Compressor) {
+        if let Work::Whole(manifest) = &self.work {
+            let manifest = Arc::clone(manifest);
+            self.ready = self.fetch_kept(compressor, &manifest);
+        }
     }
 
     /// What comes next: frames that are there, as ranges of files, or one that is made now. Where it is being made by
@@ -191,43 +233,48 @@ impl Stream {
         manifest: &Manifest,
         waiter: Waiter,
     ) -> Result<Fetched, CompressError> {
-        let mut segments = Vec::new();
-        let mut waiter = Some(waiter);
-        while segments.len() < STREAM_FRAMES
-            && let Some(left) = self.left.filter(|left| *left > 0)
-        {
-            let kept = if self.is_pending() { None } else { kept(compressor, manifest, self.next) };
-            let segment = match kept {
-                Some(segment) => segment,
-                // It is asked for all the same, so that it is there when these have been sent.
-                None if !segments.is_empty() => {
-                    // What prevents it is told when it is its turn.
-                    let _ = self.remake_ahead(compressor, manifest);
-                    break;
-                }
-                None => match self.remade(compressor, manifest, &mut waiter)? {
-                    Some(segment) => segment,
-                    None => return Ok(Fetched::Waiting),
-                },
+        let mut segments = self.fetch_kept(compressor, manifest);
+        if segments.is_empty() {
+            let Some(segment) = self.remade(compressor, manifest, &mut Some(waiter))? else {
+                return Ok(Fetched::Waiting);
             };
+            segments.push(self.pass(compressor, manifest, segment));
+        } else if self.left != Some(0) && !is_there(compressor, manifest, self.next) {
+            // So that it is there when these have been sent. What prevents it is told when it is its turn.
+            let _ = self.remake_ahead(compressor, manifest);
+        }
+        Ok(Fetched::Segments(segments))
+    }
+
+    /// Frames that are there, up to the first that is not. At most one of them has to be read first, to be checked.
+    fn fetch_kept(&mut self, compressor: &Compressor, manifest: &Manifest) -> Vec<Segment> {
+        let mut segments = Vec::new();
+        while segments.len() < STREAM_FRAMES && self.left.is_some_and(|left| left > 0) && !self.is_pending() {
+            let Some(segment) = kept(compressor, manifest, self.next, segments.is_empty()) else { break };
             // One volume a fetch: whoever sends this counts the files it holds.
             if segments.last().is_some_and(|last| !is_same_file(last, &segment)) {
                 break;
             }
-            let end = segment.len().min(self.skip + left);
-            self.left = Some(left - (end - self.skip));
-            // Of a frame that is sent in part, it is not known.
-            if self.skip == 0 && end == segment.len() {
-                compressor.saved(manifest.chunk_len(self.next), end);
-            }
-            segments.push(segment.slice(self.skip, end));
-            self.next += 1;
-            self.skip = 0;
-            while self.again.front().is_some_and(|pending| pending.index < self.next) {
-                self.again.pop_front();
-            }
+            segments.push(self.pass(compressor, manifest, segment));
         }
-        Ok(Fetched::Segments(segments))
+        segments
+    }
+
+    /// What is sent of the next frame; then the one after it is the next.
+    fn pass(&mut self, compressor: &Compressor, manifest: &Manifest, segment: Segment) -> Segment {
+        let left = self.left.unwrap_or_default();
+        let (start, end) = (self.skip, segment.len().min(self.skip + left));
+        self.left = Some(left - (end - start));
+        // Of a frame that is sent in part, it is not known.
+        if start == 0 && end == segment.len() {
+            compressor.saved(manifest.chunk_len(self.next), end);
+        }
+        self.next += 1;
+        self.skip = 0;
+        while self.again.front().is_some_and(|pending| pending.index < self.next) {
+            self.again.pop_front();
+        }
+        segment.slice(start, end)
     }
 
     /// Whether the next frame is made again.
@@ -267,10 +314,11 @@ impl Stream {
         let end = begin(manifest.parts(), self.next) + self.skip + self.left.unwrap_or_default();
         let ahead = if self.is_unkept { 0 } else { compressor.threads().saturating_sub(1) };
         for index in self.next + 1..self.next + 1 + ahead {
-            let Some(part) = manifest.parts().get(index) else { break };
-            let is_there = || compressor.cache().is_some_and(|cache| cache.has(&part.key).unwrap_or(false));
+            if index >= manifest.parts().len() {
+                break;
+            }
             let is_asked = self.again.back().is_some_and(|last| index <= last.index);
-            if begin(manifest.parts(), index) < end && !is_asked && !is_there() {
+            if begin(manifest.parts(), index) < end && !is_asked && !is_there(compressor, manifest, index) {
                 let pending = self.remake(compressor, manifest, index)?;
                 self.again.push_back(pending);
             }
@@ -353,10 +401,14 @@ fn begin(parts: &[Part], index: usize) -> u64 {
     index.checked_sub(1).and_then(|before| parts.get(before)).map_or(0, |part| part.file_end)
 }
 
-/// A frame of the file, if it is there.
-fn kept(compressor: &Compressor, manifest: &Manifest, index: usize) -> Option<Segment> {
-    let part = manifest.parts().get(index)?;
-    let frame = match compressor.cache()?.get(&part.key) {
+/// A frame of the file, if it is there, and need not be read first or `may_read`.
+fn kept(compressor: &Compressor, manifest: &Manifest, index: usize, may_read: bool) -> Option<Segment> {
+    let (part, cache) = (manifest.parts().get(index)?, compressor.cache()?);
+    let frame = match cache.known(&part.key) {
+        None if may_read => cache.get(&part.key),
+        known => Ok(known),
+    };
+    let frame = match frame {
         Ok(frame) => frame?,
         Err(error) => {
             compressor.cache_failed(&error);
@@ -365,4 +417,10 @@ fn kept(compressor: &Compressor, manifest: &Manifest, index: usize) -> Option<Se
     };
     let expected = part.file_end - begin(manifest.parts(), index);
     frame.pin().filter(|segment| segment.len() == expected)
+}
+
+/// Whether a frame of the file is there, as far as the inventory says.
+fn is_there(compressor: &Compressor, manifest: &Manifest, index: usize) -> bool {
+    let part = manifest.parts().get(index);
+    part.zip(compressor.cache()).is_some_and(|(part, cache)| cache.has(&part.key).unwrap_or(false))
 }

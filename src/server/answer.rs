@@ -167,7 +167,7 @@ impl<'w> Writer<'w> {
             Format::Xz => "application/x-xz",
         };
         let fields = [("Content-Type", kind), IMMUTABLE];
-        if let Some(length) = stream.left() {
+        if let Some(length) = stream.file_size() {
             return self.part(etag, conditions, length, &fields, |start, end| {
                 stream.set_range(start, end);
                 Body::Awaited(Source::Compressed(Box::new(stream)), lease)
@@ -179,7 +179,7 @@ impl<'w> Writer<'w> {
 
     /// A NAR encoded for this transfer: all of it, and no promise that a part could be had.
     pub fn encoded_nar(self, etag: &str, stream: Stream, lease: Option<Lease>) -> Reply {
-        let length = stream.left();
+        let length = stream.file_size();
         let fields = [NAR, ("Content-Encoding", "zstd"), VARY, IMMUTABLE, ("ETag", etag)];
         let source = Source::Compressed(Box::new(stream));
         let Some(length) = length else { return self.stream(&fields, source, lease) };

@@ -19,7 +19,7 @@ use crate::cache::compress::{Compressor, Wanted};
 use crate::cache::encode::{Encoding, Format};
 use crate::cache::{CompressError, Stream};
 use crate::formats::hash::Sha256;
-use crate::http::Version;
+use crate::http::{Version, range};
 use crate::io::Io;
 use crate::limits;
 use crate::mailbox::Ticket;
@@ -108,7 +108,7 @@ pub(super) fn narinfo(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<
         None => {
             exchange.served = Some(Arc::clone(&served));
             exchange.finished = finished;
-            Step::Ask(Question::Find { served, encoding: compression.of(format).to_string() })
+            Step::Ask(Question::Find { served, encoding: compression.of(format).to_string(), first: None })
         }
     }
 }
@@ -175,7 +175,15 @@ pub(super) fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Se
     }
     let encoding = encoding.clone();
     exchange.served = Some(Arc::clone(&served));
-    Step::Ask(Question::Find { served, encoding })
+    // What is there is mostly sent: then one question brings where it is, too.
+    let first = match &exchange.conditions {
+        _ if exchange.head_only() => None,
+        Some(conditions) if !exchange.is_encoded => {
+            range::foresee(conditions.range.as_deref(), conditions.if_range.as_deref(), &tag)
+        }
+        _ => Some((0, u64::MAX)),
+    };
+    Step::Ask(Question::Find { served, encoding, first })
 }
 
 /// The cache's actor has answered.

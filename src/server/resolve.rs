@@ -120,6 +120,8 @@ pub enum Question {
         served: Arc<Served>,
         /// The id of the encoding.
         encoding: String,
+        /// Of which bytes the first frames are wanted with the answer.
+        first: Option<(u64, u64)>,
     },
     /// A compressed NAR that is to be made.
     Compress {

@@ -236,7 +236,8 @@ impl Transfer {
             && self.files_held() + limits::FETCH_FILES <= limits::TRANSFER_FILES
     }
 
-    /// Gives what `fetch` has at once of the NAR that comes next. Whether it had anything.
+    /// Gives what `fetch` has at once of the NAR that comes next, or what was fetched of a compressed one with the first
+    /// look. Whether there was anything.
     ///
     /// # Errors
     /// As [`Transfer::deliver`].
@@ -244,14 +245,22 @@ impl Transfer {
         &mut self,
         fetch: impl FnOnce(&mut Cursor) -> Vec<Segment>,
     ) -> Result<bool, TooMuch> {
-        let Some(Source::Nar(cursor)) = &mut self.source else { return Ok(false) };
-        let segments = fetch(cursor);
-        self.cold = segments.is_empty();
+        let segments = match &mut self.source {
+            Some(Source::Nar(cursor)) => {
+                let segments = fetch(cursor);
+                self.cold = segments.is_empty();
+                segments
+            }
+            // Only where the length is known is there any.
+            Some(Source::Compressed(stream)) => stream.take_ready(),
+            _ => Vec::new(),
+        };
+        let is_any = !segments.is_empty();
         for segment in segments {
             self.promised(segment.len())?;
             self.push(segment);
         }
-        Ok(!self.cold)
+        Ok(is_any)
     }
 
     /// The source, to be handed to its actor.

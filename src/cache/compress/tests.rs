@@ -76,7 +76,7 @@ impl Bench {
 
     /// All that is left of a stream.
     fn read(&self, mut stream: Stream) -> Result<Vec<u8>, Box<(Vec<u8>, CompressError)>> {
-        let mut bytes = Vec::new();
+        let mut bytes: Vec<u8> = stream.take_ready().iter().flat_map(bytes_of).collect();
         loop {
             let answer = self.ask(Request::Fetch { ticket: TICKET, stream });
             let Answer::Fetched { stream: moved, segments } = answer else { panic!("{answer:?}") };
@@ -244,6 +244,50 @@ fn ranges_are_parts_of_the_whole() {
         let part = bench.read(stream).expect("readable");
         assert!(part == file[start as usize..end as usize], "{start}..{end}");
     }
+}
+
+#[test]
+fn who_finds_a_file_has_its_first_frames_with_it() {
+    let (bench, tree) = (Bench::new(2, LARGE), Made::new(0));
+    let file = bench.compress(&tree, ZSTD());
+    let len = file.len() as u64;
+    let find = |first| {
+        let (encoding, root) = (ZSTD().to_string(), Arc::from(&*tree.root));
+        let nar_hash = tree.nar_hash();
+        match bench.ask(Request::Find { ticket: TICKET, encoding, nar_hash, root, first }) {
+            Answer::Found(Some(stream)) => stream,
+            other => panic!("{other:?}"),
+        }
+    };
+    let given = |stream: &mut Stream| -> Vec<u8> { stream.take_ready().iter().flat_map(bytes_of).collect() };
+    assert!(find(None).take_ready().is_empty());
+    // All are known: there is nothing left to ask for.
+    let mut stream = find(Some((0, u64::MAX)));
+    assert_eq!((stream.left(), stream.file_size()), (Some(len), Some(len)));
+    stream.set_range(0, len);
+    assert!(given(&mut stream) == file && stream.left() == Some(0));
+    for (start, end) in [(0, 1), (5, len), (1_000_000, 6_000_000), (len - 1, u64::MAX), (len, u64::MAX)] {
+        let mut stream = find(Some((start, end)));
+        let end = end.min(len);
+        stream.set_range(start, end);
+        assert_eq!(stream.left(), Some(end - start));
+        assert!(given(&mut stream) == file[start as usize..end as usize], "{start}..{end}");
+        assert_eq!(stream.left(), Some(0));
+        // Where another range is sent than was foreseen, that is right, too.
+        let mut stream = find(Some((start, end)));
+        stream.set_range(3, 700_000);
+        assert!(bench.read(stream).expect("readable") == file[3..700_000]);
+    }
+    // In the next process, one frame is read and checked, and the others are when they are asked for.
+    let bench = Bench::within(bench.end(), 0, LARGE);
+    let found = bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable");
+    let manifest = found.expect("the manifest is kept");
+    let tree = Tree::Root(Path::new("/nowhere").into());
+    let mut stream = Stream::whole(Arc::clone(&manifest), None, tree);
+    stream.fetch_first(&bench.compressor);
+    let first = manifest.parts()[0].file_end;
+    assert_eq!((stream.left(), given(&mut stream).len() as u64), (Some(len), first));
+    assert!(bench.read(stream).expect("readable") == file[first as usize..]);
 }
 
 #[test]
