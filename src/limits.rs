@@ -297,6 +297,17 @@ pub const DEBUG_ROWS: i64 = 10_000;
 /// some time after the build.
 pub const DEBUG_REFRESH: Duration = Duration::from_secs(5);
 
+// Documents that are encoded on the way.
+
+/// A listing, log or page is encoded from so many bytes on, where that is set. What is shorter is with the client after
+/// one round trip in any case: a connection begins with some 14 KB.
+pub const ENCODED_MIN: usize = 16 << 10;
+
+/// The level of zstd for them: some 300 MB a second.
+pub const ENCODED_LEVEL: i32 = 3;
+
+const _: () = assert!(ENCODED_MIN <= LOG_PART, "of a log in parts, each but the last is worth it");
+
 // What people look at.
 
 /// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::answer::{Reply, Writer};
+use super::answer::{Document, Reply, Writer};
 use super::compressed::{self, Memory};
 use super::exchange::Exchange;
 use super::faults::Faults;
 use super::route::{LogName, Route};
 use super::transfer::Source;
-use super::{Site, VERSION, pages};
+use super::{Site, VERSION, document, pages};
 use crate::cache::actor::{self as cache, When};
 use crate::cache::compress::Wanted;
 use crate::formats::hash::Sha256;
@@ -137,7 +137,14 @@ pub enum Question {
     /// What hangs together with a path.
     About(Arc<Served>),
     /// A build log.
-    Log(logs::LogName),
+    Log {
+        /// Which one.
+        name: logs::LogName,
+        /// Encoded, where it is large.
+        encoded: bool,
+    },
+    /// A document that is to be encoded.
+    Encode(Bytes),
     /// A file of a store path.
     Serve(Walk),
     /// Where the debug information of a build id is.
@@ -151,6 +158,7 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
     }
     match arrival {
         Arrival::Asked => begin(exchange, desk),
+        Arrival::Unavailable if exchange.document.is_some() => document::encoded(exchange, desk, None),
         // What is in memory is told all the same.
         Arrival::Unavailable if exchange.route == Route::Landing => landing(exchange, desk, None),
         Arrival::Unavailable => {
@@ -192,7 +200,8 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
             look_up(exchange, desk, path)
         }
         Route::Log(LogName::Path(drv)) if drv.is_derivation() => {
-            Step::Ask(Question::Log(logs::LogName::Derivation(drv.clone())))
+            let name = logs::LogName::Derivation(drv.clone());
+            log(exchange, desk, name)
         }
         Route::Log(LogName::Path(output)) => Step::Ask(Question::Deriver(output.hash())),
         Route::Log(LogName::Hash(hash)) => Step::Ask(Question::Deriver(*hash)),
@@ -201,7 +210,7 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
         Route::Landing => Step::Ask(Question::Overview),
         Route::Search(search) if search.words.trim().is_empty() => {
             let page = pages::found(search, None);
-            Step::Reply(desk.writer(exchange).page(page))
+            document::send(exchange, desk, Document::page(page))
         }
         Route::Search(search) => Step::Ask(Question::Search(search.clone())),
         Route::CacheInfo | Route::Version | Route::Health | Route::Metrics => {
@@ -230,9 +239,9 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 }
 
 /// The landing page, with what the actor knows where it has answered.
-fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
+fn landing(exchange: &mut Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
     let page = pages::landing(desk.site, exchange.host.as_deref(), desk.view.snapshot(), overview);
-    Step::Reply(desk.writer(exchange).page(page))
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// A page for people, now that its actor has answered.
@@ -245,7 +254,7 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         }
         _ => return absent(exchange, desk),
     };
-    Step::Reply(desk.writer(exchange).page(page))
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// Goes on with what the view knows of a path.
@@ -284,7 +293,7 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
                 return absent(exchange, desk);
             }
             exchange.varies = desk.site.compression.in_transport;
-            if exchange.varies && exchange.takes_zstd && !exchange.wants_range() {
+            if exchange.is_to_be_encoded() {
                 return compressed::encoded(exchange, desk, served);
             }
             if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&served.nar_etag)) {
@@ -345,7 +354,7 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
             None => return absent(exchange, desk),
         },
         nar::Answer::Listing(Ok(listing)) => {
-            return Step::Reply(desk.writer(exchange).document("application/json", &[], listing));
+            return document::send(exchange, desk, Document::listing(listing));
         }
         // The worker has told the store already.
         nar::Answer::Hashed(Ok(measured)) => return Step::Ask(Question::Info(measured.path)),
@@ -375,13 +384,21 @@ fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &dyn Err
 }
 
 /// The derivation whose log was asked for by an output or by a hash part.
-fn log_of(exchange: &Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
+fn log_of(exchange: &mut Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
     match (drv, &exchange.route) {
-        (Some(drv), _) => Step::Ask(Question::Log(logs::LogName::Derivation(drv))),
+        (Some(drv), _) => log(exchange, desk, logs::LogName::Derivation(drv)),
         // The derivation may be gone, and its log still there.
-        (None, Route::Log(LogName::Hash(hash))) => Step::Ask(Question::Log(logs::LogName::Hash(*hash))),
+        (None, Route::Log(LogName::Hash(hash))) => {
+            let name = logs::LogName::Hash(*hash);
+            log(exchange, desk, name)
+        }
         (None, _) => absent(exchange, desk),
     }
+}
+
+fn log(exchange: &mut Exchange, desk: &Desk<'_>, name: logs::LogName) -> Step {
+    exchange.varies = desk.site.compression.in_transport;
+    Step::Ask(Question::Log { name, encoded: exchange.is_to_be_encoded() })
 }
 
 /// The file actors have answered.
@@ -391,9 +408,16 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
             Step::Reply(desk.writer(exchange).text_file(Segment::of_file(file, len)))
         }
         files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) => {
-            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader)))
+            let is_encoded = reader.is_encoded();
+            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader), is_encoded))
         }
-        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => Step::Reply(desk.writer(exchange).text(bytes)),
+        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, false))
+        }
+        files::Answer::Log(Ok(Some(LogBody::Encoded(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, true))
+        }
+        files::Answer::Encoded(bytes) => document::encoded(exchange, desk, bytes),
         files::Answer::Log(Err(logs::LogError::Busy)) => {
             Step::Reply(desk.writer(exchange).unavailable(false))
         }
@@ -421,7 +445,7 @@ fn walked(exchange: &mut Exchange, desk: &mut Desk<'_>, found: ServeAnswer) -> S
         }
         ServeAnswer::Folder(folder) => {
             let page = pages::folder(exchange, &folder);
-            Step::Reply(desk.writer(exchange).folder(page))
+            document::send(exchange, desk, Document::folder(page))
         }
         ServeAnswer::Redirect => {
             let location = pages::with_slash(exchange);
