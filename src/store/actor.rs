@@ -283,6 +283,9 @@ impl Store {
         let rows =
             self.database.read(|connection| rows::above(connection, &self.dir, last, limits::INDEX_SLICE))?;
         let full = rows.len() == limits::INDEX_SLICE;
+        if full && self.index.last().is_none() {
+            self.index.reserve(self.database.read(rows::count)?);
+        }
         self.index.extend(&rows, full);
         if self.index.merge() {
             info!(paths = self.index.len(), "indexed the store's paths");

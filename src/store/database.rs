@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::StoreError;
@@ -245,6 +246,7 @@ impl Database {
         let open = || {
             let connection = Connection::open_with_flags(&self.path, flags)?;
             connection.busy_timeout(Duration::ZERO)?;
+            keep_plans(&connection)?;
             data_version(&connection)?;
             let has_wal = connection.pragma_query_value(None, "journal_mode", |row| {
                 Ok(row.get_ref(0)?.as_str()?.eq_ignore_ascii_case("wal"))
@@ -279,6 +281,7 @@ impl Database {
         let flags =
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let connection = Connection::open_with_flags(immutable_uri(&self.path), flags)
+            .and_then(|connection| keep_plans(&connection).map(|()| connection))
             .map_err(|error| self.trouble(error))?;
         if self.identity()? != before {
             return Err(Trouble::Busy);
@@ -397,6 +400,12 @@ impl WalState {
 /// Whether a plain open failed for want of a `-wal` and `-shm` that this user may not make.
 fn needs_immutable(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen))
+}
+
+/// Has a statement that was prepared once stay as it is. Else SQLite plans some anew for each value that is bound, in
+/// case its statistics advise another way: a tenth of what a path costs that is asked for the first time.
+fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
