@@ -6,6 +6,7 @@
 mod derive;
 mod error;
 mod file;
+mod keys;
 mod nearest;
 mod network;
 mod reader;
@@ -22,6 +23,7 @@ use crate::limits::WORKERS_MAX;
 use derive::{binds, variable, workers};
 pub use error::{ConfigError, Place};
 use file::Settings;
+pub use keys::{KEYS, Key};
 pub use network::{Network, Trusted};
 pub use values::{
     Bind, Cache, Cold, Compression, Format, LineForm, Owner, Precompress, RequestLog, TlsFiles,

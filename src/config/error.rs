@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::keys::kind;
+
 /// Why there is no configuration. Messages say where, and what to do.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -36,14 +38,12 @@ pub enum ConfigError {
         nearest: Option<&'static str>,
     },
     /// A value that cannot be.
-    #[error("{place}: `{key}` must be {expected}, not {found}")]
+    #[error("{place}: `{key}` must be {}, not {found}", kind(key))]
     Value {
         /// Where.
         place: Place,
         /// The key.
         key: &'static str,
-        /// What it must be.
-        expected: &'static str,
         /// What it is.
         found: String,
     },

@@ -7,50 +7,13 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use super::derive::absolute;
+use super::keys::{KEYS, ZSTD_KEYS};
 use super::reader::{Reader, place, wrong};
 use super::{
     COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, LineForm, Network, Owner, Place, Precompress,
     RequestLog, TlsFiles, Trusted,
 };
 use crate::limits::WORKERS_MAX;
-
-/// Every key, in the order of the documentation.
-const KEYS: [&str; 31] = [
-    "bind",
-    "socket_mode",
-    "socket_owner",
-    "workers",
-    "max_connection_rate",
-    "max_connections",
-    "priority",
-    "enable_compression",
-    "virtual_nix_store",
-    "real_nix_store",
-    "nix_db_path",
-    "sign_key_paths",
-    "sign_key_path",
-    "tls_cert_path",
-    "tls_key_path",
-    "daemon_socket",
-    "roots_dir",
-    "keep_served",
-    "cache_dir",
-    "cache_max_size",
-    "compression",
-    "compression_level",
-    "compression_threads",
-    "compression_cold",
-    "precompress",
-    "transport_compression",
-    "zstd",
-    "request_log",
-    "request_log_agent",
-    "trusted_proxies",
-    "proxy_protocol",
-];
-
-/// The keys of `[zstd]`.
-const ZSTD_KEYS: [&str; 4] = ["level", "long_distance_matching", "window_log", "max_ldm_encoders_per_worker"];
 
 /// `cache_max_size` where nothing sets it, in bytes: the packs of a store of some 150 GB.
 const CACHE_MAX_SIZE: u64 = 20 << 30;
@@ -93,7 +56,7 @@ impl Settings {
         reader.refuse_unknown(&KEYS)?;
         let mut warnings = Vec::new();
         let connections_per_worker = reader.connections(&mut warnings)?;
-        let priority = reader.integer("priority", "a whole number of 32 bits", i32::try_from)?;
+        let priority = reader.integer("priority", i32::try_from)?;
         let sign_key_paths = reader.sign_key_paths(&mut warnings)?;
         let compression = reader.compression(&mut warnings)?;
         let request_log = reader.request_log()?;
@@ -106,7 +69,7 @@ impl Settings {
             bind: reader.texts("bind")?,
             socket_mode: reader.mode("socket_mode")?,
             socket_owner: reader.owner("socket_owner")?,
-            workers: reader.integer("workers", "a whole number from 1 to 1024", u64::try_from)?,
+            workers: reader.integer("workers", u64::try_from)?,
             connections_per_worker,
             priority: priority.map_or(30, |(priority, _)| priority),
             virtual_nix_store: reader.text("virtual_nix_store")?,
@@ -153,7 +116,7 @@ impl Settings {
 impl Reader<'_> {
     fn request_log(&mut self) -> Result<Option<RequestLog>, ConfigError> {
         let forms = [("none", None), ("text", Some(LineForm::Text)), ("json", Some(LineForm::Json))];
-        let form = self.one_of("request_log", "\"none\", \"text\" or \"json\"", &forms)?.flatten();
+        let form = self.one_of("request_log", &forms)?.flatten();
         let agents = self.boolean("request_log_agent")?.unwrap_or(false);
         Ok(form.map(|form| RequestLog { form, agents }))
     }
@@ -165,7 +128,6 @@ impl Reader<'_> {
             text => Network::parse(text).map(Trusted::Network).ok_or_else(|| ConfigError::Value {
                 place: place.clone(),
                 key: "trusted_proxies",
-                expected: "addresses, networks such as \"10.0.0.0/8\", or \"unix\"",
                 found: format!("{text:?}"),
             }),
         };
@@ -175,10 +137,9 @@ impl Reader<'_> {
     /// `max_connections`, where it is set and not 0, takes the place of `max_connection_rate`; both count the
     /// connections that one worker holds at a time.
     fn connections(&mut self, warnings: &mut Vec<String>) -> Result<NonZeroUsize, ConfigError> {
-        let expected = "a whole number of at least 1";
         let narrow = |number| usize::try_from(number).ok().and_then(NonZeroUsize::new).ok_or(());
-        let rate = self.integer("max_connection_rate", expected, narrow)?;
-        let most = self.integer("max_connections", "a whole number, 0 for none", usize::try_from)?;
+        let rate = self.integer("max_connection_rate", narrow)?;
+        let most = self.integer("max_connections", usize::try_from)?;
         if let Some((most, _)) = most
             && let Some(most) = NonZeroUsize::new(most)
         {
@@ -207,20 +168,16 @@ impl Reader<'_> {
     fn compression(&mut self, warnings: &mut Vec<String>) -> Result<Compression, ConfigError> {
         let is_enabled = self.boolean("enable_compression")?.unwrap_or(false);
         let formats = [("none", None), ("zstd", Some(Format::Zstd)), ("xz", Some(Format::Xz))];
-        let format = self.one_of("compression", "\"none\", \"zstd\" or \"xz\"", &formats)?;
+        let format = self.one_of("compression", &formats)?;
         let format = format.unwrap_or(is_enabled.then_some(Format::Zstd));
         let zstd_level = self.zstd(warnings)?;
-        let expected = match format {
-            Some(Format::Xz) => "a whole number from 0 to 9, as xz has levels",
-            _ => "a whole number from 1 to 22, as zstd has levels",
-        };
         let levels = match format {
             Some(Format::Xz) => 0..=9,
             _ => 1..=22,
         };
         let narrow = |level| i32::try_from(level).ok().filter(|level| levels.contains(level)).ok_or(());
-        let level = self.integer("compression_level", expected, narrow)?.map(|(level, _)| level);
-        let threads = self.integer("compression_threads", "a whole number from 1 to 1024", |threads| {
+        let level = self.integer("compression_level", narrow)?.map(|(level, _)| level);
+        let threads = self.integer("compression_threads", |threads| {
             usize::try_from(threads)
                 .ok()
                 .filter(|threads| *threads <= WORKERS_MAX)
@@ -228,10 +185,10 @@ impl Reader<'_> {
                 .ok_or(())
         })?;
         let colds = [("stream", Cold::Stream), ("identity", Cold::Identity)];
-        let cold = self.one_of("compression_cold", "\"stream\" or \"identity\"", &colds)?;
+        let cold = self.one_of("compression_cold", &colds)?;
         let in_transport = self.boolean("transport_compression")?.unwrap_or(false);
         let aheads = [("none", Precompress::Nothing), ("recent", Precompress::Recent)];
-        let precompress = self.one_of("precompress", "\"none\" or \"recent\"", &aheads)?;
+        let precompress = self.one_of("precompress", &aheads)?;
         let is_zstd = format != Some(Format::Xz);
         Ok(Compression {
             format,
@@ -249,17 +206,17 @@ impl Reader<'_> {
         let table = match self.take("zstd") {
             None => return Ok(None),
             Some((DeValue::Table(table), _)) => table,
-            Some((value, place)) => return Err(wrong(place, "zstd", "a table", &value)),
+            Some((value, place)) => return Err(wrong(place, "zstd", &value)),
         };
         let mut zstd = Reader { table, ..*self };
         zstd.refuse_unknown(&ZSTD_KEYS)?;
-        let whole = "a whole number";
-        let set = ZSTD_KEYS.into_iter().filter(|key| *key != "level" && zstd.table.contains_key(*key));
+        let set = ZSTD_KEYS.iter().map(|key| key.name);
+        let set = set.filter(|key| *key != "level" && zstd.table.contains_key(*key));
         let set: Vec<&str> = set.collect();
-        let level = zstd.integer("level", whole, i32::try_from)?;
+        let level = zstd.integer("level", i32::try_from)?;
         zstd.boolean("long_distance_matching")?;
-        zstd.integer("window_log", whole, u32::try_from)?;
-        zstd.integer("max_ldm_encoders_per_worker", whole, u32::try_from)?;
+        zstd.integer("window_log", u32::try_from)?;
+        zstd.integer("max_ldm_encoders_per_worker", u32::try_from)?;
         if !set.is_empty() {
             warnings.push(format!("[zstd] has no effect but for `level`: {}", set.join(", ")));
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use super::keys::Key;
 use super::nearest::nearest;
 use super::{ConfigError, Owner, Place};
 use crate::limits::KEEP_DAYS_MAX;
@@ -17,14 +18,15 @@ pub(super) struct Reader<'t> {
 }
 
 impl<'t> Reader<'t> {
-    pub(super) fn refuse_unknown(&self, known: &[&'static str]) -> Result<(), ConfigError> {
+    pub(super) fn refuse_unknown(&self, known: &[Key]) -> Result<(), ConfigError> {
+        let known: Vec<&str> = known.iter().map(|key| key.name).collect();
         let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
         // The first in the file, whatever order the table has.
         let Some(key) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
         Err(ConfigError::UnknownKey {
             place: place(self.path, self.text, key.span().start),
             key: key.get_ref().to_string(),
-            nearest: nearest(key.get_ref(), known),
+            nearest: nearest(key.get_ref(), &known),
         })
     }
 
@@ -38,7 +40,7 @@ impl<'t> Reader<'t> {
         match self.take(key) {
             None => Ok(None),
             Some((DeValue::String(text), place)) if !text.is_empty() => Ok(Some((text.into_owned(), place))),
-            Some((value, place)) => Err(wrong(place, key, "a text in quotes that is not empty", &value)),
+            Some((value, place)) => Err(wrong(place, key, &value)),
         }
     }
 
@@ -48,10 +50,9 @@ impl<'t> Reader<'t> {
 
     /// A text, or a list of texts.
     pub(super) fn texts(&mut self, key: &'static str) -> Result<Option<(Vec<String>, Place)>, ConfigError> {
-        let expected = "a text in quotes that is not empty, or a list of such";
         let read = |value, place| match value {
             DeValue::String(text) if !text.is_empty() => Ok(text.into_owned()),
-            other => Err(wrong(place, key, expected, &other)),
+            other => Err(wrong(place, key, &other)),
         };
         let (path, text) = (self.path, self.text);
         let Some((value, begin)) = self.take(key) else { return Ok(None) };
@@ -73,22 +74,20 @@ impl<'t> Reader<'t> {
         let Some((text, place)) = self.text(key)? else { return Ok(None) };
         let is_octal = text.len() <= 4 && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
         let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
-        let expected = "a text of octal digits such as \"0660\"";
-        mode.map(Some).ok_or_else(|| ConfigError::Value { place, key, expected, found: format!("{text:?}") })
+        mode.map(Some).ok_or_else(|| ConfigError::Value { place, key, found: format!("{text:?}") })
     }
 
     pub(super) fn owner(&mut self, key: &'static str) -> Result<Option<Owner>, ConfigError> {
         let Some((text, place)) = self.text(key)? else { return Ok(None) };
-        let expected = "a text such as \"user:group\", \"user\" or \":group\"";
         let owner = Owner::parse(&text);
-        owner.map(Some).ok_or_else(|| ConfigError::Value { place, key, expected, found: format!("{text:?}") })
+        owner.map(Some).ok_or_else(|| ConfigError::Value { place, key, found: format!("{text:?}") })
     }
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, ConfigError> {
         match self.take(key) {
             None => Ok(None),
             Some((DeValue::Boolean(value), _)) => Ok(Some(value)),
-            Some((value, place)) => Err(wrong(place, key, "true or false", &value)),
+            Some((value, place)) => Err(wrong(place, key, &value)),
         }
     }
 
@@ -96,7 +95,6 @@ impl<'t> Reader<'t> {
     pub(super) fn integer<N, E>(
         &mut self,
         key: &'static str,
-        expected: &'static str,
         narrow: impl Fn(i64) -> Result<N, E>,
     ) -> Result<Option<(N, Place)>, ConfigError> {
         let Some((value, place)) = self.take(key) else { return Ok(None) };
@@ -106,7 +104,7 @@ impl<'t> Reader<'t> {
         };
         match number.and_then(|number| narrow(number).ok()) {
             Some(number) => Ok(Some((number, place))),
-            None => Err(wrong(place, key, expected, &value)),
+            None => Err(wrong(place, key, &value)),
         }
     }
 
@@ -118,9 +116,7 @@ impl<'t> Reader<'t> {
             DeValue::String(text) => bytes(text),
             _ => None,
         };
-        let expected =
-            "a number of bytes or a text such as \"20G\" (units K, M, G, T of 1024 each; 0 for none)";
-        size.map(Some).ok_or_else(|| wrong(place, key, expected, &value))
+        size.map(Some).ok_or_else(|| wrong(place, key, &value))
     }
 
     /// A text such as `30d` or `4w`; `None` for no time at all.
@@ -131,8 +127,7 @@ impl<'t> Reader<'t> {
             DeValue::String(text) => days(text),
             _ => None,
         };
-        let expected = "a text such as \"30d\" or \"4w\" (days or weeks, up to a hundred years; 0 for none)";
-        let days = days.ok_or_else(|| wrong(place, key, expected, &value))?;
+        let days = days.ok_or_else(|| wrong(place, key, &value))?;
         Ok((days > 0).then(|| Duration::from_secs(days * 24 * 3600)))
     }
 
@@ -140,7 +135,6 @@ impl<'t> Reader<'t> {
     pub(super) fn one_of<T: Copy>(
         &mut self,
         key: &'static str,
-        expected: &'static str,
         values: &[(&str, T)],
     ) -> Result<Option<T>, ConfigError> {
         let Some((value, place)) = self.take(key) else { return Ok(None) };
@@ -148,7 +142,7 @@ impl<'t> Reader<'t> {
             DeValue::String(text) => values.iter().find(|(name, _)| name == text),
             _ => None,
         };
-        found.map(|(_, found)| Some(*found)).ok_or_else(|| wrong(place, key, expected, &value))
+        found.map(|(_, found)| Some(*found)).ok_or_else(|| wrong(place, key, &value))
     }
 }
 
@@ -192,12 +186,7 @@ fn days(text: &str) -> Option<u64> {
 }
 
 /// A value that cannot be, described by what it is.
-pub(super) fn wrong(
-    place: Place,
-    key: &'static str,
-    expected: &'static str,
-    value: &DeValue<'_>,
-) -> ConfigError {
+pub(super) fn wrong(place: Place, key: &'static str, value: &DeValue<'_>) -> ConfigError {
     let found = match value {
         DeValue::String(text) => format!("{text:?}"),
         DeValue::Integer(digits) => digits.to_string(),
@@ -207,7 +196,7 @@ pub(super) fn wrong(
         DeValue::Array(_) => "a list".to_owned(),
         DeValue::Table(_) => "a table".to_owned(),
     };
-    ConfigError::Value { place, key, expected, found }
+    ConfigError::Value { place, key, found }
 }
 
 /// The line of a byte of the file.

@@ -347,7 +347,7 @@ fn store_directories() {
         let message = refusal(&format!("virtual_nix_store = \"{wrong}\""));
         assert!(message.contains("`virtual_nix_store` must be an absolute path"), "{message}");
     }
-    assert!(refusal("virtual_nix_store = ''").contains("not empty, not \"\""));
+    assert!(refusal("virtual_nix_store = ''").ends_with("not \"\""));
     let moved = with_env("virtual_nix_store = '/a'", &[("NIX_STORE_DIR", "/b/store")]).expect("is valid");
     assert_eq!((&*moved.virtual_nix_store, &*moved.real_nix_store), ("/b/store", Path::new("/b/store")));
     let empty = with_env("virtual_nix_store = '/a'", &[("NIX_STORE_DIR", "")]).expect("is valid");
@@ -366,31 +366,49 @@ fn keys_of_file_and_environment() {
     assert!(refusal("sign_key_paths = [1]").contains("not 1"));
 }
 
+/// What the table of keys says of a key's default and values is what the program does.
+#[test]
+fn the_table_of_keys_is_true() {
+    let default = read("");
+    let mut values = 0;
+    for key in &KEYS {
+        // A default that is one value, as the file would have it.
+        let value = key.default.strip_prefix('`').and_then(|text| text.strip_suffix('`'));
+        if let Some(value) = value.filter(|value| !value.contains('`') && *value != "virtual_nix_store") {
+            assert_eq!(read(&format!("{} = {value}", key.name)), default, "{}", key.name);
+            values += 1;
+        }
+        // Each word of a choice is taken, and no other.
+        if key.kind.starts_with('"') {
+            for word in key.kind.split('"').skip(1).step_by(2) {
+                read(&format!("{} = '{word}'", key.name));
+            }
+            let told = refusal(&format!("{} = 'other'", key.name));
+            assert!(told.ends_with(&format!("`{}` must be {}, not \"other\"", key.name, key.kind)), "{told}");
+        }
+        // No key may be a date.
+        let told = refusal(&format!("{} = 2026-11-23", key.name));
+        assert!(told.ends_with(&format!("must be {}, not a date", key.kind)), "{told}");
+        assert!(!key.meaning.ends_with('.') && !key.meaning.contains('|') && !key.kind.contains('|'));
+    }
+    assert!(values > 15, "{values} defaults are values");
+    let names: std::collections::BTreeSet<_> = KEYS.iter().map(|key| key.name).collect();
+    assert_eq!(names.len(), KEYS.len(), "each once");
+}
+
 /// An empty path would be refused later, by what opens it: as a file without a name, at no line.
 #[test]
 fn what_is_empty_is_refused_with_its_line() {
+    let expected = |key: &str| format!("`{key}` must be {}, not \"\"", keys::kind(key));
     for key in ["bind", "sign_key_paths"] {
-        let expected =
-            format!("`{key}` must be a text in quotes that is not empty, or a list of such, not \"\"");
         for (text, line) in [("''", 1), ("['']", 1), ("[\n'/a',\n'',\n]", 3)] {
             let message = refusal(&format!("{key} = {text}"));
-            assert_eq!(message, format!("{FILE}, line {line}: {expected}"));
+            assert_eq!(message, format!("{FILE}, line {line}: {}", expected(key)));
         }
     }
-    for key in [
-        "virtual_nix_store",
-        "real_nix_store",
-        "nix_db_path",
-        "sign_key_path",
-        "tls_cert_path",
-        "tls_key_path",
-        "daemon_socket",
-        "cache_dir",
-    ] {
+    for key in KEYS.iter().filter(|key| key.kind.contains("path in quotes")).map(|key| key.name) {
         let message = refusal(&format!("\n{key} = ''"));
-        let expected =
-            format!("{FILE}, line 2: `{key}` must be a text in quotes that is not empty, not \"\"");
-        assert_eq!(message, expected);
+        assert_eq!(message, format!("{FILE}, line 2: {}", expected(key)));
     }
     assert_eq!(read("sign_key_paths = []").sign_key_paths, Vec::<PathBuf>::new());
 }
