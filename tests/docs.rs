@@ -90,6 +90,32 @@ fn examples_of_settings_are_taken() {
     assert!(taken >= 2, "{taken} examples");
 }
 
+/// What the page has a Mac's launchd run is what the module makes: the label, the logs and the limits.
+#[test]
+fn the_property_list_is_one_and_the_modules() {
+    let page = page("docs/install.md");
+    let [list] = blocks(&page, "xml")[..] else { panic!("one list is there") };
+    let scratch = Scratch::new();
+    let file = scratch.path().join("org.nixos.harmonia.plist");
+    write(&file, list);
+    let read = "import json, plistlib, sys; print(json.dumps(plistlib.load(open(sys.argv[1], 'rb'))))";
+    let json = succeed(Command::new("python3").args(["-c", read]).arg(&file));
+    let list: serde_json::Value = serde_json::from_slice(&json).expect("Python writes JSON");
+    let module = self::page("nix/darwin.nix");
+    for key in ["Label", "ProcessType", "StandardOutPath", "StandardErrorPath"] {
+        let value = list[key].as_str().expect("a text");
+        assert!(module.contains(&format!("{key} = \"{value}\";")), "{key} is {value}");
+    }
+    for key in ["RunAtLoad", "KeepAlive"] {
+        assert!(list[key] == true && module.contains(&format!("{key} = true;")), "{key}");
+    }
+    for key in ["SoftResourceLimits", "HardResourceLimits"] {
+        let files = &list[key]["NumberOfFiles"];
+        assert!(module.contains(&format!("files.NumberOfFiles = {files};")), "{key}: {files}");
+        assert!(module.contains(&format!("{key} = files;")));
+    }
+}
+
 /// How a heading is called in a link.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
