@@ -38,6 +38,8 @@ use crate::store::{browse, files, logs, roots};
 pub struct Desk<'d> {
     /// What does not change while the server runs.
     pub site: &'d Site,
+    /// The public keys of those that sign, as clients list them.
+    pub public_keys: &'d [String],
     /// The worker's view of the store; fresh where the route needs it.
     pub view: &'d mut View,
     /// Where the head of the answer is written.
@@ -229,7 +231,8 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 
 /// The landing page, with what the actor knows where it has answered.
 fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
-    let page = pages::landing(desk.site, exchange.host.as_deref(), desk.view.snapshot(), overview);
+    let (site, host, keys) = (desk.site, exchange.host.as_deref(), desk.public_keys);
+    let page = pages::landing(site, host, keys, desk.view.snapshot(), overview);
     Step::Reply(desk.writer(exchange).page(page))
 }
 
@@ -239,7 +242,7 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
         (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
         (browse::Answer::About(Some(about)), _, Some(served)) => {
-            pages::path(desk.site, exchange.host.as_deref(), served, &about)
+            pages::path(desk.site, exchange.host.as_deref(), desk.public_keys, served, &about)
         }
         _ => return absent(exchange, desk),
     };

@@ -136,6 +136,7 @@ impl<'s> Run<'s> {
                 start::compression(&compression, None, None, &metrics),
                 Arc::clone(&metrics),
             )),
+            public_keys: start::public_keys(&keys),
             view: View::new(&shop.settings.database),
             metrics: Arc::clone(&metrics.workers()[0]),
         };

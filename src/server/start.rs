@@ -222,6 +222,7 @@ impl Server {
             real_store: settings.real_store.as_path().into(),
         };
         let site = Arc::new(Site::new(&plan, compression, Arc::clone(&metrics)));
+        let public_keys = public_keys(&plan.keys);
         let epoch = Instant::now();
         let mut threads = Vec::new();
         let mut peers = Vec::new();
@@ -236,6 +237,7 @@ impl Server {
                 listener: listener.clone(),
                 rooms: rooms.clone(),
                 site: Arc::clone(&site),
+                public_keys: Arc::clone(&public_keys),
                 view: View::new(&settings.database),
                 metrics: Arc::clone(&metrics.workers()[number]),
             };
@@ -258,9 +260,13 @@ impl Server {
         self.connections
     }
 
-    /// Signs with these keys from now on.
+    /// Signs with these keys from now on, and shows them on the pages.
     pub fn replace_keys(&self, keys: Arc<[SecretKey]>) {
+        let public_keys = public_keys(&keys);
         self.store.send(store_actor::Request::Keys(keys));
+        for worker in &self.workers[..] {
+            worker.send(worker::Message::Keys(Arc::clone(&public_keys)));
+        }
     }
 
     /// Stops accepting, and lets what is in flight come to its end within [`limits::DRAIN_TIME`].
@@ -354,6 +360,11 @@ fn affordable(workers: usize, wanted: usize) -> usize {
         );
     }
     held
+}
+
+/// The keys that clients are to trust, as they list them.
+pub(super) fn public_keys(keys: &[SecretKey]) -> Arc<[String]> {
+    keys.iter().map(|key| key.public().to_string()).collect()
 }
 
 fn capacity(questions: usize) -> usize {

@@ -71,6 +71,7 @@ pub struct Worker<I: Io> {
     pub(super) listener: Sender<listener::Message>,
     pub(super) rooms: Rooms,
     pub(super) site: Arc<Site>,
+    public_keys: Arc<[String]>,
     view: View,
     memory: Memory,
     pub(super) load: Arc<Load>,
@@ -116,6 +117,8 @@ pub struct Parts<S> {
     pub rooms: Rooms,
     /// What is served, as far as it does not change.
     pub site: Arc<Site>,
+    /// The public keys of those that sign, as clients list them.
+    pub public_keys: Arc<[String]>,
     /// Its view of the store.
     pub view: View,
     /// Its counters.
@@ -125,7 +128,7 @@ pub struct Parts<S> {
 impl<I: Io> Worker<I> {
     /// A worker without connections.
     pub fn new(io: I, parts: Parts<I::Socket>) -> Self {
-        let Parts { number, mailbox, load, listener, rooms, site, view, metrics } = parts;
+        let Parts { number, mailbox, load, listener, rooms, site, public_keys, view, metrics } = parts;
         let next_tick = io.now() + limits::TICK;
         Self {
             io,
@@ -135,6 +138,7 @@ impl<I: Io> Worker<I> {
             listener,
             rooms,
             site,
+            public_keys,
             view,
             memory: Memory::default(),
             load,
@@ -230,6 +234,7 @@ impl<I: Io> Worker<I> {
             Message::Pulse(beats) => {
                 beats.fetch_add(1, Ordering::Relaxed);
             }
+            Message::Keys(public_keys) => self.public_keys = public_keys,
             Message::Store(ticket, store::Answer::Refreshed(snapshot)) => {
                 self.refreshed(ticket, Some(snapshot))
             }
@@ -496,6 +501,7 @@ impl<I: Io> Worker<I> {
         exchange.keep_alive &= self.drain.is_none();
         let mut desk = Desk {
             site: &self.site,
+            public_keys: &self.public_keys,
             view: &mut self.view,
             head: &mut self.head,
             date: self.date.text(),
