@@ -433,6 +433,22 @@ impl<'s> Run<'s> {
         link
     }
 
+    /// A connection to which the answer to `wish` has begun to be sent; nothing more of it is there yet.
+    fn begin(&mut self, wish: &Wish) -> usize {
+        let link = self.late();
+        self.net.send(link, request(wish, &self.shop.goods).as_bytes());
+        self.net.deliver(link, usize::MAX);
+        let begins = |run: &Self| run.net.look(link, |link| !link.received.is_empty());
+        while !begins(self) {
+            self.turn();
+            self.net.read(link, usize::MAX);
+            if !begins(self) {
+                self.answer_one();
+            }
+        }
+        link
+    }
+
     /// Turns without a second passing until the worker ends.
     fn drain(&mut self) {
         for _ in 0..10_000 {
@@ -482,17 +498,7 @@ impl<'s> Run<'s> {
 fn a_transfer_is_cut_when_its_disk_hangs() {
     let mut shop = Shop::new();
     let mut run = Run::new(&mut shop, 0);
-    let link = run.late();
-    run.net.send(link, request(&Wish::Nar(0, None), &run.shop.goods).as_bytes());
-    run.net.deliver(link, usize::MAX);
-    let begins = |run: &Run<'_>| run.net.look(link, |link| !link.received.is_empty());
-    while !begins(&run) {
-        run.turn();
-        run.net.read(link, usize::MAX);
-        if !begins(&run) {
-            run.answer_one();
-        }
-    }
+    let link = run.begin(&Wish::Nar(0, None));
     let is_cut = |run: &Run<'_>| run.net.look(link, |link| link.aborted);
     run.hang(limits::FETCH_TIME);
     assert!(!is_cut(&run), "it is given its time");
@@ -500,6 +506,20 @@ fn a_transfer_is_cut_when_its_disk_hangs() {
     assert!(is_cut(&run));
     assert_eq!(run.load.connections(), 0);
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"stalled\"} 1"));
+}
+
+/// A client that resets its connection is not served on while a disk is waited for.
+#[test]
+fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let link = run.begin(&Wish::Nar(0, None));
+    run.hang(2 * limits::TICK);
+    assert_eq!(run.load.connections(), 1, "the disk is waited for");
+    run.net.reset(link);
+    run.turn();
+    assert_eq!(run.load.connections(), 0);
+    assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"peer\"} 1"));
 }
 
 #[test]

@@ -371,8 +371,8 @@ impl<I: Io> Worker<I> {
         let mut keys = std::mem::take(&mut self.to_read);
         for event in events {
             let Some(seat) = self.seats.get_mut(event.key) else { continue };
-            // Whoever waits for an actor would hold a place for nobody until it answers.
-            if event.broken && matches!(seat.connection.state, State::Asking(..)) {
+            // Whoever waits for an actor would hold a place, and what is to be sent, for nobody until it answers.
+            if event.broken && matches!(seat.connection.state, State::Asking(..) | State::Sending(..)) {
                 self.close(event.key, Closed::ByPeer);
                 continue;
             }
