@@ -522,6 +522,35 @@ fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"peer\"} 1"));
 }
 
+/// Who asks and leaves while the database is waited for takes no memory beyond a bound.
+#[test]
+fn those_who_left_while_the_database_was_waited_for_do_not_add_up() {
+    const AT_ONCE: usize = 1024;
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let narinfo = request(&Wish::Narinfo(0), &run.shop.goods);
+    let ask = |run: &mut Run<'_>| {
+        let link = run.late();
+        run.net.send(link, narinfo.as_bytes());
+        run.net.deliver(link, usize::MAX);
+        link
+    };
+    ask(&mut run);
+    run.turn();
+    for _ in 0..limits::WAITING_MAX / AT_ONCE {
+        let links: Vec<_> = (0..AT_ONCE).map(|_| ask(&mut run)).collect();
+        run.turn();
+        links.into_iter().for_each(|link| run.net.reset(link));
+        run.turn();
+    }
+    assert_eq!(run.load.connections(), 1, "the first");
+    let last = ask(&mut run);
+    run.turn();
+    run.net.read(last, usize::MAX);
+    let status = run.net.look(last, |link| answer(&link.received, &Wish::Narinfo(0)).map(|(status, ..)| status));
+    assert_eq!(status, Some(503), "at once");
+}
+
 #[test]
 fn simulation() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

@@ -486,7 +486,8 @@ impl<I: Io> Worker<I> {
     }
 
     fn await_refresh(&mut self, key: usize, exchange: Exchange) {
-        if !matches!(self.freshness, Freshness::Asked { .. }) {
+        let waits = matches!(self.freshness, Freshness::Asked { .. }) && self.late.len() < limits::WAITING_MAX;
+        if !waits {
             return self.resolve(key, exchange, Arrival::Unavailable);
         }
         let parked = (key, self.park(key, exchange));
