@@ -170,6 +170,11 @@ impl Net {
         });
     }
 
+    /// What the client has read, for the last time.
+    pub fn take(&self, link: usize) -> Vec<u8> {
+        std::mem::take(&mut self.0.borrow_mut().links[link].received)
+    }
+
     /// The clock goes on.
     pub fn pass(&self, time: Duration) {
         self.0.borrow_mut().now += time;

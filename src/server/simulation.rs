@@ -268,18 +268,23 @@ impl<'s> Run<'s> {
 
     /// One of the actors answers one question.
     fn answer_one(&mut self) {
-        match self.dice.below(4) {
+        if self.dice.below(4) > 0 {
+            return self.answer_one_but_nars();
+        }
+        if let Some(request) = self.nars.1.try_recv() {
+            self.nars.0.handle(request, &mut self.fetcher);
+        }
+    }
+
+    /// The same, while the pool does nothing.
+    fn answer_one_but_nars(&mut self) {
+        match self.dice.below(3) {
             0 => {
                 if let Some(request) = self.databases.0.try_recv() {
                     self.database.handle(request, &self.databases.1);
                 }
             }
             1 => {
-                if let Some(request) = self.nars.1.try_recv() {
-                    self.nars.0.handle(request, &mut self.fetcher);
-                }
-            }
-            2 => {
                 if let Some(roots::Request::Take { ticket, .. }) = self.roots.try_recv() {
                     self.inbox.send(Message::Roots(ticket, roots::Answer::Rooted(Lease::EMPTY)));
                 }
@@ -520,6 +525,45 @@ fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {
     run.turn();
     assert_eq!(run.load.connections(), 0);
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"peer\"} 1"));
+}
+
+/// Whoever gets a 404 for a valid path remembers that for an hour.
+#[test]
+fn a_shortage_is_no_damage() {
+    use crate::nar::NarError;
+    use rustix::io::Errno;
+
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let asked = |run: &mut Run<'_>| loop {
+        run.turn();
+        if let Some(request) = run.nars.1.try_recv() {
+            return request;
+        }
+        run.answer_one_but_nars();
+    };
+    let unreadable =
+        |errno| NarError::Unreadable { file: "/nix/store/x".into(), doing: "open", errno };
+    let link = run.late();
+    for (error, expected) in [
+        (unreadable(Errno::MFILE), 503),
+        (unreadable(Errno::NOMEM), 503),
+        (NarError::Busy { root: "/nix/store/x".into() }, 503),
+        (unreadable(Errno::IO), 404),
+        (unreadable(Errno::ACCESS), 404),
+    ] {
+        let wish = Wish::Nar(0, None);
+        run.net.send(link, request(&wish, &run.shop.goods).as_bytes());
+        run.net.deliver(link, usize::MAX);
+        let nars::Request::Open { ticket, .. } = asked(&mut run) else { panic!("a plan is asked for") };
+        run.inbox.send(Message::Nar(ticket, nars::Answer::Opened(Err(error.clone()))));
+        run.turn();
+        run.net.read(link, usize::MAX);
+        let received = run.net.take(link);
+        let status = answer(&received, &wish).map(|(status, ..)| status);
+        assert_eq!(status, Some(expected), "{error}");
+        assert_eq!(received.windows(12).any(|text| text == b"Retry-After:"), expected == 503, "{error}");
+    }
 }
 
 /// Who asks and leaves while the database is waited for takes no memory beyond a bound.
