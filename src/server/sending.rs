@@ -1,6 +1,6 @@
 //! The sending half of a worker: from an answer to the last byte, and to what the connection does next.
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::{Error, ErrorKind, IoSlice};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -162,20 +162,16 @@ impl<I: Io> Worker<I> {
                     self.metrics.sent(count as u64);
                     seat.connection.sent(count as u64);
                 }
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => {
-                        seat.writable = false;
-                        transfer.blocked(now);
-                        return Sent::Waits;
-                    }
-                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected => {
-                        return Sent::Gone;
-                    }
-                    _ => {
-                        self.faults.tell(now, "sending failed", &error);
-                        return Sent::Broken(NarAbort::Unreadable);
-                    }
-                },
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    seat.writable = false;
+                    transfer.blocked(now);
+                    return Sent::Waits;
+                }
+                Err(error) if is_of_the_network(&error) => return Sent::Gone,
+                Err(error) => {
+                    self.faults.tell(now, "sending failed", &error);
+                    return Sent::Broken(NarAbort::Unreadable);
+                }
             }
         }
     }
@@ -367,6 +363,28 @@ fn settle(
     }
 }
 
+/// Whether sending failed on the way to the peer, and not at the file that is sent: the one call for both does not say.
+/// Laptops go to sleep and cables are pulled; nobody need be told.
+fn is_of_the_network(error: &Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::PIPE
+                | Errno::CONNRESET
+                | Errno::CONNABORTED
+                | Errno::NOTCONN
+                | Errno::SHUTDOWN
+                | Errno::TIMEDOUT
+                | Errno::HOSTUNREACH
+                | Errno::HOSTDOWN
+                | Errno::NETUNREACH
+                | Errno::NETDOWN
+                | Errno::NETRESET
+                | Errno::NOBUFS
+        )
+    ) || matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+}
+
 fn label_of(method: Method) -> metrics::Method {
     match method {
         Method::Get => metrics::Method::Get,
@@ -382,5 +400,22 @@ fn unsent(body: Body, framing: Framing, count: usize) -> (Body, Framing) {
             (Body::Bytes(bytes.slice(count..)), Framing::Length(length - count as u64))
         }
         whole => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_fails_is_no_file_that_fails() {
+        for errno in [Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNABORTED, Errno::PIPE] {
+            assert!(is_of_the_network(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOMEM, Errno::INVAL, Errno::STALE] {
+            assert!(!is_of_the_network(&errno.into()), "{errno}");
+        }
+        // As TLS and the simulated network say it.
+        assert!(is_of_the_network(&ErrorKind::BrokenPipe.into()));
     }
 }
