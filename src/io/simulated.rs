@@ -51,6 +51,7 @@ pub struct Link {
     /// The client has ended its sending side, once all has arrived.
     client_ended: bool,
     reset: bool,
+    unwritable: bool,
     /// Sent by the server, not yet read by the client.
     outbound: VecDeque<u8>,
     capacity: usize,
@@ -168,6 +169,11 @@ impl Net {
                 link.writable = true;
             }
         });
+    }
+
+    /// Writing to the client fails from now on; no event has told of it.
+    pub fn fail_writes(&self, link: usize) {
+        self.with(link, |link| link.unwritable = true);
     }
 
     /// What the client has read, for the last time.
@@ -326,7 +332,7 @@ impl Io for Net {
 /// How much of `wanted` a write takes now.
 fn room(link: &mut Link, dice: &mut Dice, wanted: usize) -> Result<usize> {
     assert!(link.is_open() && !link.finished, "a closed socket is written to");
-    if link.reset {
+    if link.reset || link.unwritable {
         return Err(ErrorKind::BrokenPipe.into());
     }
     let free = link.capacity - link.outbound.len();

@@ -65,7 +65,7 @@ impl<I: Io> Worker<I> {
                         seat.writable = false;
                         0
                     }
-                    Err(_) => return self.close(key, Closed::ByPeer),
+                    Err(_) => return self.gone(key, account),
                 };
             self.metrics.sent(count as u64);
             seat.connection.sent(count as u64);
@@ -73,7 +73,7 @@ impl<I: Io> Worker<I> {
                 match self.io.flush(&mut seat.socket) {
                     Ok(()) => return self.answered(key, account, keep_alive, request_body),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => seat.writable = false,
-                    Err(_) => return self.close(key, Closed::ByPeer),
+                    Err(_) => return self.gone(key, account),
                 }
             }
             (body, framing) = unsent(body, framing, count.saturating_sub(head.len()));
@@ -309,6 +309,15 @@ impl<I: Io> Worker<I> {
         self.seats.become_idle(key);
     }
 
+    /// The peer has gone before its answer could begin to be sent.
+    fn gone(&mut self, key: usize, account: Account) {
+        if let Some(seat) = self.seats.get_mut(key) {
+            let visitor = seat.connection.visitor.as_deref_mut();
+            settle(&self.metrics, &self.site, self.io.now(), account, visitor, false);
+        }
+        self.close(key, Closed::ByPeer);
+    }
+
     /// Closes a connection: its answers are out, it has asked nothing, or its peer has gone.
     pub(super) fn close(&mut self, key: usize, cause: Closed) {
         let Some(seat) = self.seats.remove(key) else { return };
@@ -326,13 +335,23 @@ impl<I: Io> Worker<I> {
         self.left(Closed::Aborted);
     }
 
-    /// Counts an answer that ends here, if one was on its way.
+    /// Counts an answer that ends here, if one was on its way or waited for.
     fn broke_off(&self, mut connection: Connection, cause: NarAbort) {
-        if let State::Sending(transfer, _) = &connection.state {
-            let (account, visitor) = (transfer.account, connection.visitor.as_deref_mut());
-            self.metrics.aborted(cause);
-            settle(&self.metrics, &self.site, self.io.now(), account, visitor, false);
-        }
+        let account = match &connection.state {
+            State::Sending(transfer, _) => {
+                self.metrics.aborted(cause);
+                transfer.account
+            }
+            State::Asking(_, exchange) => Account {
+                route: exchange.route.label(),
+                method: exchange.method,
+                status: Status::ClientClosed,
+                started: exchange.started,
+            },
+            _ => return,
+        };
+        let visitor = connection.visitor.as_deref_mut();
+        settle(&self.metrics, &self.site, self.io.now(), account, visitor, false);
     }
 
     fn left(&mut self, cause: Closed) {

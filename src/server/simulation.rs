@@ -527,6 +527,31 @@ fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"peer\"} 1"));
 }
 
+/// What was asked is counted, and logged, also where nobody waited for the answer.
+#[test]
+fn a_client_that_leaves_before_its_answer_is_counted() {
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let counted = |run: &Run<'_>, labels: &str| {
+        let text = run.metrics.render();
+        text.contains(&format!("harmonia_http_requests_total{{{labels}}} 1"))
+    };
+    let (asking, answered) = (run.late(), run.late());
+    run.net.send(asking, request(&Wish::Narinfo(0), &run.shop.goods).as_bytes());
+    run.net.send(answered, request(&Wish::Health, &[]).as_bytes());
+    run.net.deliver(asking, usize::MAX);
+    run.turn();
+    run.net.reset(asking);
+    run.turn();
+    assert!(counted(&run, "method=\"GET\",path=\"/{hash}.narinfo\",status=\"499\""), "{}", run.metrics.render());
+    // Its answer is known, and the first write finds nobody.
+    run.net.deliver(answered, usize::MAX);
+    run.net.fail_writes(answered);
+    run.turn();
+    assert!(counted(&run, "method=\"GET\",path=\"/health\",status=\"200\""), "{}", run.metrics.render());
+    assert_eq!(run.load.connections(), 0);
+}
+
 /// Whoever gets a 404 for a valid path remembers that for an hour.
 #[test]
 fn a_shortage_is_no_damage() {
