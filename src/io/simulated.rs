@@ -171,6 +171,11 @@ impl Net {
         });
     }
 
+    /// The server is told that there is room to write, as a kernel does with each event.
+    pub fn make_writable(&self, link: usize) {
+        self.with(link, |link| link.writable = true);
+    }
+
     /// Writing to the client fails from now on; no event has told of it.
     pub fn fail_writes(&self, link: usize) {
         self.with(link, |link| link.unwritable = true);

@@ -82,7 +82,7 @@ impl<I: Io> Worker<I> {
         let now = self.io.now();
         let mut transfer = Transfer::new(account, keep_alive, Bytes::copy_from_slice(head), body, framing);
         if seat.writable {
-            self.to_send.push(key);
+            seat.queue(key, &mut self.to_send);
         } else {
             transfer.blocked(now);
         }
@@ -108,9 +108,14 @@ impl<I: Io> Worker<I> {
     }
 
     fn send(&mut self, key: usize) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        seat.queued = false;
         match self.pump(key) {
             Sent::Waits => {}
-            Sent::Share => self.to_send.push(key),
+            Sent::Share => {
+                let Some(seat) = self.seats.get_mut(key) else { return };
+                seat.queue(key, &mut self.to_send);
+            }
             Sent::Gone => self.close(key, Closed::ByPeer),
             Sent::Broken(cause) => self.abort(key, cause),
             Sent::All(account, keep_alive) => {
@@ -235,7 +240,7 @@ impl<I: Io> Worker<I> {
             Ok(bytes) => {
                 transfer.deliver_range(bytes);
                 if seat.writable {
-                    self.to_send.push(key);
+                    seat.queue(key, &mut self.to_send);
                 } else {
                     transfer.blocked(self.io.now());
                 }
@@ -263,7 +268,7 @@ impl<I: Io> Worker<I> {
         match segments {
             Err(cause) => self.abort(key, cause),
             Ok(segments) => match transfer.deliver(segments, more) {
-                Ok(()) if seat.writable => self.to_send.push(key),
+                Ok(()) if seat.writable => seat.queue(key, &mut self.to_send),
                 Ok(()) => transfer.blocked(self.io.now()),
                 Err(_) => self.abort(key, NarAbort::Changed),
             },

@@ -13,21 +13,25 @@ use std::time::Duration;
 
 use self::shop::{Asked, Shop, Wish, answer, check, request};
 use super::Site;
+use super::answer::Reply;
 use super::compressed::Cold;
+use super::exchange::Exchange;
 use super::journal::Trust;
 use super::listener;
 use super::load::Load;
 use super::rooms::Rooms;
 use super::start::{self, CompressionPlan, Plan};
+use super::transfer::{Body, Framing};
 use super::worker::{Message, Parts, Worker};
 use crate::cache::encode::{Encoding, Format};
 use crate::formats::signature::SecretKey;
+use crate::http::Status;
 use crate::io::Io as _;
 use crate::io::simulated::{Dice, Net};
 use crate::limits;
 use crate::mailbox::{self, Outlet, Receiver};
 use crate::metrics::Metrics;
-use crate::nar::{Fetcher, actor as nars};
+use crate::nar::{Fetcher, Segment, actor as nars};
 use crate::store::actor as database;
 use crate::store::debuginfo::Catalogue;
 use crate::store::files::{self, Files};
@@ -527,6 +531,38 @@ fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"peer\"} 1"));
 }
 
+/// Bytes that trickle in during a download do not multiply its share of the turn.
+#[test]
+fn a_transfer_has_one_share_of_each_turn() {
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(16 * limits::TURN_BYTES).unwrap();
+    let link = run.net.connect(usize::MAX / 2);
+    run.load.add();
+    run.inbox.send(Message::Connection(link));
+    run.turn();
+    let body = Body::File(Segment::of_file(Arc::new(file), 16 * limits::TURN_BYTES).unwrap());
+    let framing = Framing::Length(16 * limits::TURN_BYTES);
+    let exchange = Exchange::unreadable(run.net.now());
+    run.worker.reply(0, exchange, Reply { status: Status::Ok, body, framing });
+    let mut before = 0;
+    for turn in 0..5 {
+        run.net.send(link, b"G");
+        run.net.deliver(link, 1);
+        run.net.make_writable(link);
+        run.turn();
+        while run.nars.1.depth() > 0 {
+            run.nars.0.handle(run.nars.1.try_recv().unwrap(), &mut run.fetcher);
+        }
+        run.net.read(link, usize::MAX);
+        let now = run.net.look(link, |link| link.received.len());
+        assert!(now - before <= limits::TURN_BYTES as usize + 200, "turn {turn}: {}", now - before);
+        before = now;
+    }
+    assert!(before as u64 > limits::TURN_BYTES, "it goes on");
+}
+
 /// What was asked is counted, and logged, also where nobody waited for the answer.
 #[test]
 fn a_client_that_leaves_before_its_answer_is_counted() {
@@ -552,7 +588,7 @@ fn a_client_that_leaves_before_its_answer_is_counted() {
     assert_eq!(run.load.connections(), 0);
 }
 
-/// Whoever gets a 404 for a valid path remembers that for an hour.
+/// A 404 has a client go elsewhere, and remember for an hour that the path is not here.
 #[test]
 fn a_shortage_is_no_damage() {
     use crate::nar::NarError;

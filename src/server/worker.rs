@@ -44,6 +44,17 @@ pub(super) struct Seat<S> {
     pub(super) hung_up: bool,
     /// A trusted proxy has yet to say whom the connection is for.
     pub(super) preamble: bool,
+    /// It is among those to be sent to.
+    pub(super) queued: bool,
+}
+
+impl<S> Seat<S> {
+    /// Puts a connection among those to be sent to: once, since each place there is a share of the turn.
+    pub(super) fn queue(&mut self, key: usize, to_send: &mut Vec<usize>) {
+        if !std::mem::replace(&mut self.queued, true) {
+            to_send.push(key);
+        }
+    }
 }
 
 /// Where this worker stands with the store.
@@ -385,7 +396,7 @@ impl<I: Io> Worker<I> {
                 seat.writable = true;
                 if let State::Sending(transfer, _) = &mut seat.connection.state {
                     transfer.unblocked();
-                    self.to_send.push(event.key);
+                    seat.queue(event.key, &mut self.to_send);
                 }
             }
         }
