@@ -531,6 +531,36 @@ fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"peer\"} 1"));
 }
 
+/// A refusal that is found with the last look at a connection is sent, and not reset with what was not read.
+#[test]
+fn a_refused_client_reads_its_answer_though_its_place_is_wanted() {
+    let mut shop = Shop::new();
+    for cause in ["room", "the end"] {
+        let mut run = Run::new(&mut shop, 0);
+        let link = run.late();
+        run.turn();
+        // In the buffer of the kernel, and no event has told of it yet.
+        run.net.send(link, request(&Wish::Nonsense, &[]).as_bytes());
+        run.net.deliver_untold(link);
+        match cause {
+            "room" => {
+                run.load.want(true);
+                run.inbox.send(Message::MakeRoom);
+            }
+            _ => run.inbox.send(Message::Drain),
+        }
+        assert!(run.turn_once(), "{cause}");
+        run.net.read(link, usize::MAX);
+        let (status, closed) = run.net.look(link, |link| {
+            (answer(&link.received, &Wish::Nonsense).map(|(status, ..)| status), link.closed)
+        });
+        assert_eq!((status, closed), (Some(400), false), "{cause}");
+        run.net.pass(limits::LINGER_TIME + limits::TICK);
+        run.turn_once();
+        assert_eq!(run.load.connections(), 0, "{cause}");
+    }
+}
+
 /// Bytes that trickle in during a download do not multiply its share of the turn.
 #[test]
 fn a_transfer_has_one_share_of_each_turn() {
