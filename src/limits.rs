@@ -337,6 +337,11 @@ pub const MAILBOX_SPARE: usize = 64;
 /// at once, at some 100 bytes a message. Questions beyond it are answered 503.
 pub const MAILBOX_MAX: usize = 16_384;
 
+/// How many may wait on a list for one thing that is under way: a tree that is walked, the one NAR that is measured, the
+/// look at the database after the next. Whoever leaves stays on it, so connections alone do not bound it; at some 100
+/// bytes each, beyond it the answer is 503.
+pub const WAITING_MAX: usize = MAILBOX_MAX;
+
 const _: () = assert!(MAILBOX_SPARE < MAILBOX_MAX);
 
 // NARs.
