@@ -23,9 +23,15 @@ fn nix(scratch: &Scratch, expression: &str) -> Command {
 
 /// What a part of an evaluated module comes to: `defaults`, `config` …
 fn evaluate(module: &str, set: &str, part: &str) -> Value {
+    evaluate_among("{ }", module, set, part)
+}
+
+/// The same, among modules that declare the options `others`.
+fn evaluate_among(others: &str, module: &str, set: &str, part: &str) -> Value {
     let scratch = Scratch::new();
-    let expression =
-        format!("((import {FOLDER}/tests/stand-in.nix).evaluate {FOLDER}/{module} {set}).{part}");
+    let expression = format!(
+        "((import {FOLDER}/tests/stand-in.nix).evaluateAmong {others} {FOLDER}/{module} {set}).{part}"
+    );
     let json = succeed(&mut nix(&scratch, &expression));
     serde_json::from_slice(&json).expect("Nix writes JSON")
 }
@@ -191,15 +197,23 @@ fn clients_of_every_platform_get_the_same_keys_from_one_place() {
     });
     assert_eq!(evaluate("client-nixos.nix", &set, "config")["nix"]["settings"], settings);
     assert_eq!(evaluate("client-darwin.nix", &set, "config")["nix"]["settings"], settings);
+    assert_eq!(assertions_fail("client-darwin.nix", &set), "");
 
     let set = format!("{{ services.harmonia-client = {{ installer = \"determinate\"; {caches} }}; }}");
-    let config = evaluate("client-darwin.nix", &set, "config");
     let custom = serde_json::json!({
         "extra-substituters": "http://b:5000 http://a:5000",
         "extra-trusted-public-keys": "a-2:y a-1:x",
     });
-    assert_eq!(config["determinate-nix"]["customSettings"], custom);
-    assert!(config.get("nix").is_none(), "nix.settings does nothing there");
+    // Determinate's module has had two names for its options.
+    for name in ["determinateNix", "determinate-nix"] {
+        let config = evaluate_among(&format!("{{ {name} = {{ }}; }}"), "client-darwin.nix", &set, "config");
+        assert_eq!(config[name]["customSettings"], custom);
+        assert!(config["nix"].get("settings").is_none(), "nix.settings does nothing there");
+        assert_eq!(config["assertions"][0]["assertion"], true);
+    }
+    // What no module declares must not be set, whatever its value.
+    assert!(assertions_fail("client-darwin.nix", &set).contains("is not imported"));
+    assert_eq!(evaluate("client-darwin.nix", &set, "names"), serde_json::json!(["assertions", "nix"]));
     assert_eq!(evaluate("client-nixos.nix", "{ }", "config"), serde_json::json!({}));
 }
 
