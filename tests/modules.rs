@@ -105,6 +105,23 @@ fn nixos_runs_a_hardened_notifying_socket_unit_with_keys_as_credentials() {
     let rule = format!("d {roots} 0755 harmonia harmonia -");
     assert_eq!(config["systemd"]["tmpfiles"]["rules"], serde_json::json!([rule]));
     assert_eq!(service["ReadWritePaths"], format!("-{roots}"));
+    // Where the daemon is not for everybody, it is for this user, which asks it for roots.
+    assert_eq!(config["nix"]["settings"]["extra-allowed-users"], serde_json::json!(["harmonia"]));
+}
+
+/// systemd passes over a `ListenStream=` that names a host, and the server would get no socket at all.
+#[test]
+fn nixos_refuses_to_listen_at_a_name() {
+    let said = |bind: &str| {
+        let set = format!("{{ services.harmonia = {{ enable = true; signKeyPath = \"/k\"; {bind} }}; }}");
+        assertions_fail("nixos.nix", &set)
+    };
+    for bind in ["bind = \"localhost:5000\";", "settings.bind = [ \"[::1]:1\" \"cache.example:5000\" ];"] {
+        assert!(said(bind).contains("bind names a host"), "{bind}");
+    }
+    for bind in ["127.0.0.1:5000", "[::]:5000", "[fe80::1%eth0]:80", "unix:/run/h", "unix:///run/h"] {
+        assert_eq!(said(&format!("bind = \"{bind}\";")), "");
+    }
 }
 
 #[test]
