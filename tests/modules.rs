@@ -145,11 +145,15 @@ fn systemd_understands_the_unit() {
         .replace("/package/bin/harmonia", "/bin/true")
         .replace("notify-reload", "notify");
     let file = scratch.path().join("harmonia.service");
-    write(&file, text);
-    let output = support::run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file));
-    let said = lossy(&output.stderr);
-    let about_it: Vec<&str> = said.lines().filter(|line| line.contains("harmonia.service")).collect();
-    assert!(about_it.is_empty(), "{about_it:?}");
+    let about = |text: &str| -> Vec<String> {
+        write(&file, text);
+        let output = support::run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file));
+        let said = lossy(&output.stderr);
+        said.lines().filter(|line| line.contains("harmonia.service")).map(str::to_owned).collect()
+    };
+    assert_eq!(about(&text), Vec::<String>::new());
+    let told = about(&format!("{text}NoSuchKey=1\n"));
+    assert!(told.iter().any(|line| line.contains("NoSuchKey")), "the witness can fail: {told:?}");
 }
 
 #[test]
