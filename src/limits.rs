@@ -252,9 +252,6 @@ const _: () = assert!(
 /// Paths that wait to be kept, each asked for the first time that day. Of those beyond it, the next request tells.
 pub const KEEP_QUEUE: usize = 4096;
 
-/// A link is renewed at most so often: nobody sets days and means hours.
-pub const KEEP_RENEW: Duration = Duration::from_secs(24 * 3600);
-
 /// How often links are looked at that may have expired. Looking at 100,000 of them takes a fifth of a second.
 pub const KEEP_SWEEP: Duration = Duration::from_secs(3600);
 

