@@ -268,6 +268,7 @@ pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
 fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> Step {
     if let Some(day) = desk.day
         && exchange.route.is_fetch()
+        && !exchange.is_look
         && served.is_first_on(day)
     {
         desk.asked.push(Arc::clone(&served));
