@@ -410,7 +410,13 @@ impl Failure for ServeError {
 fn is_shortage(errno: Errno) -> bool {
     matches!(
         errno,
-        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT
+        Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::AGAIN
+            | Errno::INTR
+            | Errno::TIMEDOUT
     )
 }
 
