@@ -149,7 +149,7 @@ fn what_shows_before_anything_is_read_is_quarantined_as_well() {
 
     let verified = verify(&store, cache.path(), &[&longer]);
     assert_eq!(verified.status.code(), Some(1));
-    assert!(lossy(&verified.stdout).contains("bytes, registered with"), "{}", lossy(&verified.stdout));
+    assert!(lossy(&verified.stdout).contains("hashes to"), "{}", lossy(&verified.stdout));
     write(&library, noise(1, 3_000_000));
     assert_eq!(verify(&store, cache.path(), &[&longer]).status.code(), Some(0));
     wait_until("it to be served again", LIMIT, || narinfo(&server, &longer) == 200);
@@ -188,7 +188,7 @@ fn verify_sets_and_clears_marks_beside_a_running_server() {
 fn verify_says_what_it_cannot_do() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "gone", 1);
-    for (named, why) in [("/etc/passwd", "not in the store"), ("/nix/store/0", "not in the store")] {
+    for (named, why) in [("/etc/passwd", "not in the store"), ("/nix/store/0", "store path's hash")] {
         let refused = verify(&store, cache.path(), &[named]);
         assert_eq!(refused.status.code(), Some(2));
         assert!(lossy(&refused.stderr).contains(why), "{}", lossy(&refused.stderr));
@@ -197,10 +197,18 @@ fn verify_says_what_it_cannot_do() {
     let refused = verify(&store, cache.path(), &[&absent]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(lossy(&refused.stderr).contains("not valid"), "{}", lossy(&refused.stderr));
-    // A tree that is not there is damage, too.
+    // A tree that is not there is damage, too: until it is there again, its narinfo is no more to be had than its NAR.
+    let server = settings(&store, cache.path()).start();
+    assert_eq!(narinfo(&server, &path), 200);
+    let kept = Scratch::new();
+    succeed(Command::new("cp").arg("--recursive").arg(store.real(&path)).arg(kept.path().join("tree")));
     succeed(Command::new("chmod").args(["-R", "u+w"]).arg(store.real(&path)));
     succeed(Command::new("rm").arg("-rf").arg(store.real(&path)));
     let gone = verify(&store, cache.path(), &[]);
     assert_eq!(gone.status.code(), Some(1), "{}", lossy(&gone.stderr));
-    assert!(lossy(&gone.stdout).contains(&path), "{}", lossy(&gone.stdout));
+    let told = lossy(&gone.stdout);
+    assert!(told.contains(&format!("{path}: no such path on disk; quarantined")), "{told}");
+    wait_until("the mark to be seen", LIMIT, || narinfo(&server, &path) == 404);
+    succeed(Command::new("cp").arg("--recursive").arg(kept.path().join("tree")).arg(store.real(&path)));
+    wait_until("it to be served again", LIMIT, || narinfo(&server, &path) == 200);
 }

@@ -42,6 +42,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("liblzma", &["cache"]),
     ("fastcdc", &["cache"]),
     ("ed25519_dalek", &["formats"]),
+    // In `io` and `cli`, by the name that rustls gives it.
+    ("aws_lc_rs", &["cli", "formats", "io"]),
     ("data_encoding", &["formats"]),
     ("toml", &["config"]),
     ("httparse", &["http"]),

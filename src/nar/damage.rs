@@ -1,7 +1,5 @@
 //! A tree that is not what the database says.
 
-use std::fmt;
-
 use super::{NarError, Origin};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
@@ -48,16 +46,13 @@ impl Damage {
     }
 }
 
-/// What is not as registered, in one line.
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, registered, found, .. } = self;
-        match found {
-            Evidence::Hash(found) => {
-                write!(f, "{path} hashes to {found}, the Nix database says {registered}")
-            }
-            Evidence::Size { planned, registered } => {
-                write!(f, "{path} makes a NAR of {planned} bytes, the Nix database says {registered}")
+impl Evidence {
+    /// What it says against the hash of the database, as the end of a sentence about the path.
+    pub fn against(&self, registered: Sha256) -> String {
+        match self {
+            Self::Hash(found) => format!("hashes to {found}, the Nix database says {registered}"),
+            Self::Size { planned, registered } => {
+                format!("makes a NAR of {planned} bytes, the Nix database says {registered}")
             }
         }
     }

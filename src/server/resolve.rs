@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::answer::{Document, Reply, Writer};
 use super::compressed::{self, Memory};
@@ -28,8 +29,8 @@ use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
 use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
-use crate::store::logs::LogBody;
-use crate::store::serve::{ServeAnswer, Walk};
+use crate::store::logs::{LogBody, LogError};
+use crate::store::serve::{ServeAnswer, ServeError, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
 use crate::store::{browse, files, logs, roots};
@@ -38,6 +39,8 @@ use crate::store::{browse, files, logs, roots};
 pub struct Desk<'d> {
     /// What does not change while the server runs.
     pub site: &'d Site,
+    /// The public keys of those that sign, as clients list them.
+    pub public_keys: &'d [String],
     /// The worker's view of the store; fresh where the route needs it.
     pub view: &'d mut View,
     /// Where the head of the answer is written.
@@ -161,10 +164,7 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
         Arrival::Unavailable if exchange.document.is_some() => document::encoded(exchange, desk, None),
         // What is in memory is told all the same.
         Arrival::Unavailable if exchange.route == Route::Landing => landing(exchange, desk, None),
-        Arrival::Unavailable => {
-            let resumable = matches!(exchange.route, Route::Nar { .. } | Route::Compressed { .. });
-            Step::Reply(desk.writer(exchange).unavailable(resumable))
-        }
+        Arrival::Unavailable => unavailable(exchange, desk),
         Arrival::Info(Info::Absent) => absent(exchange, desk),
         Arrival::Info(Info::Served(served)) => found(exchange, desk, served),
         Arrival::Info(Info::Unsized { path, nar_hash }) => Step::Ask(Question::Measure { path, nar_hash }),
@@ -240,7 +240,8 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 
 /// The landing page, with what the actor knows where it has answered.
 fn landing(exchange: &mut Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
-    let page = pages::landing(desk.site, exchange.host.as_deref(), desk.view.snapshot(), overview);
+    let (site, host, keys) = (desk.site, exchange.host.as_deref(), desk.public_keys);
+    let page = pages::landing(site, host, keys, desk.view.snapshot(), overview);
     document::send(exchange, desk, Document::page(page))
 }
 
@@ -250,7 +251,7 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
         (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
         (browse::Answer::About(Some(about)), _, Some(served)) => {
-            pages::path(desk.site, exchange.host.as_deref(), served, &about)
+            pages::path(desk.site, exchange.host.as_deref(), desk.public_keys, served, &about)
         }
         _ => return absent(exchange, desk),
     };
@@ -278,6 +279,7 @@ pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
 fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> Step {
     if let Some(day) = desk.day
         && exchange.route.is_fetch()
+        && !exchange.is_look
         && served.is_first_on(day)
     {
         desk.asked.push(Arc::clone(&served));
@@ -377,10 +379,65 @@ pub(super) fn unreadable(exchange: &Exchange, desk: &mut Desk<'_>, error: &NarEr
 }
 
 /// Something valid that cannot be sent. The client gets a 404 and goes to its next substituter, where a 5xx
-/// would have it try here again; the operator reads what is wrong.
-fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &dyn Error) -> Step {
+/// would have it try here again; that it should where the cause passes. The operator reads what is wrong.
+fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &impl Failure) -> Step {
     desk.faults.tell(desk.now, what, error);
-    absent(exchange, desk)
+    if error.passes() { unavailable(exchange, desk) } else { absent(exchange, desk) }
+}
+
+/// It cannot be answered now.
+fn unavailable(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
+    let resumable = matches!(exchange.route, Route::Nar { .. } | Route::Compressed { .. });
+    Step::Reply(desk.writer(exchange).unavailable(resumable))
+}
+
+/// Why something valid cannot be sent.
+pub(super) trait Failure: Error + Sized + 'static {
+    /// Whether it says nothing of the path, so that the next request may have it.
+    fn passes(&self) -> bool;
+}
+
+impl Failure for NarError {
+    fn passes(&self) -> bool {
+        match self {
+            Self::Unreadable { errno, .. } => is_shortage(*errno),
+            Self::Busy { .. } => true,
+            Self::Missing { .. } | Self::Odd { .. } | Self::Changed { .. } => false,
+            Self::SizeMismatch { .. } | Self::HashMismatch { .. } => false,
+            Self::Collision { .. } | Self::TooLarge { .. } => false,
+        }
+    }
+}
+
+impl Failure for LogError {
+    fn passes(&self) -> bool {
+        match self {
+            Self::File { source, .. } => Errno::from_io_error(source).is_some_and(is_shortage),
+            Self::Busy | Self::NoMemory { .. } => true,
+            Self::Damaged { .. } => false,
+        }
+    }
+}
+
+impl Failure for ServeError {
+    fn passes(&self) -> bool {
+        Errno::from_io_error(&self.source).is_some_and(is_shortage)
+    }
+}
+
+/// Whether the system lacked what it needed to look, and a moment later may have it. A disk that fails is none: it fails
+/// again, and another substituter has the path.
+fn is_shortage(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::AGAIN
+            | Errno::INTR
+            | Errno::TIMEDOUT
+    )
 }
 
 /// The derivation whose log was asked for by an output or by a hash part.
@@ -418,9 +475,8 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
             Step::Reply(desk.writer(exchange).text(bytes, true))
         }
         files::Answer::Encoded(bytes) => document::encoded(exchange, desk, bytes),
-        files::Answer::Log(Err(logs::LogError::Busy)) => {
-            Step::Reply(desk.writer(exchange).unavailable(false))
-        }
+        // Many readers are no fault to tell of.
+        files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
         files::Answer::Log(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
         files::Answer::Served(Ok(found)) => walked(exchange, desk, found),
         files::Answer::Served(Err(error)) => {
