@@ -179,8 +179,9 @@ pub const FAULTS_TOLD: u32 = 10;
 /// listening sockets, databases, the daemon's socket, temporary roots; and the cache's volumes.
 pub const DESCRIPTORS_OWN: u64 = 112 + CACHE_VOLUMES;
 
-/// A worker holds its poll, what wakes it, and the Nix database with its log.
-pub const DESCRIPTORS_PER_WORKER: u64 = 4;
+/// A worker holds its poll, what wakes it, the Nix database with its log and its index, and the first two once more to
+/// ask what they are.
+pub const DESCRIPTORS_PER_WORKER: u64 = 7;
 
 /// A connection that sends a NAR holds its socket, the folder of the store path and, at the most, these files.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2 + TRANSFER_FILES as u64;
@@ -332,6 +333,11 @@ pub const MAILBOX_SPARE: usize = 64;
 /// The most messages a mailbox has room for, whatever the number of connections: a queue's memory is taken
 /// at once, at some 100 bytes a message. Questions beyond it are answered 503.
 pub const MAILBOX_MAX: usize = 16_384;
+
+/// How many may wait on a list for one thing that is under way: a tree that is walked, the one NAR that is measured, the
+/// look at the database after the next. Whoever leaves stays on it, so connections alone do not bound it; at some 100
+/// bytes each, beyond it the answer is 503.
+pub const WAITING_MAX: usize = MAILBOX_MAX;
 
 const _: () = assert!(MAILBOX_SPARE < MAILBOX_MAX);
 
@@ -560,6 +566,10 @@ pub const DATABASE_PAUSE: Duration = Duration::from_millis(5);
 /// move in steps of up to 10 ms, and a second write in the same step would not show.
 pub const DATABASE_QUIET: Duration = Duration::from_millis(100);
 
+/// How often the database is looked up by its name where it is held on to: for so long it may go unseen that a folder
+/// above it was renamed, or a file system mounted over it.
+pub const DATABASE_BY_NAME: Duration = Duration::from_millis(100);
+
 /// How often it is looked whether marks of damaged paths were set or cleared, or their trees repaired: whoever did so
 /// tries it at once.
 pub const QUARANTINE_LOOK: Duration = Duration::from_secs(1);
@@ -573,6 +583,10 @@ pub const FILE_TIME_STEP: Duration = Duration::from_secs(2);
 /// How many rows of a big database are read into the index before the next question is looked at: about
 /// 10 ms.
 pub const INDEX_SLICE: usize = 16_384;
+
+/// How many paths that are asked for are read in one transaction, and then answered together: the first waits for the
+/// last to be signed, half a millisecond.
+pub const INFO_BATCH: usize = 16;
 
 /// Paths registered since the index was last merged. The part that holds them is copied at each change that
 /// adds to it (150 KB, some 10 µs); a merge copies the whole index (36 MB for a million paths, under 100 ms).

@@ -42,6 +42,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("liblzma", &["cache"]),
     ("fastcdc", &["cache"]),
     ("ed25519_dalek", &["formats"]),
+    ("aws_lc_rs", &["formats"]),
     ("data_encoding", &["formats"]),
     ("toml", &["config"]),
     ("httparse", &["http"]),

@@ -67,7 +67,6 @@ impl Warm {
                 real_store: settings.real_store,
                 cache_info: "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n".into(),
                 priority: 30,
-                public_keys: Vec::new(),
                 compression: Compression {
                     offered: None,
                     cold: Cold::Stream,
@@ -108,6 +107,7 @@ impl Warm {
         let mut exchange = Exchange::new(&request, false, now);
         let mut desk = Desk {
             site: &self.site,
+            public_keys: &[],
             view: &mut self.view,
             head: &mut self.head,
             date: DATE,
