@@ -473,3 +473,127 @@ mod system {
         Err(ErrorKind::Unsupported.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
+
+    const CIPHERS: [&Cipher; 3] = [&AES_128_GCM, &AES_256_GCM, &CHACHA20_POLY1305];
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (ours, theirs)
+    }
+
+    #[test]
+    fn nothing_is_read_beyond_the_record_in_hand() {
+        let (ours, mut theirs) = pair();
+        let record = |kind: u8, content: &[u8]| {
+            [&[kind, 3, 3], &(content.len() as u16).to_be_bytes()[..], content].concat()
+        };
+        let sent = [record(22, &[7; 300]), record(20, &[1]), record(23, &[]), record(23, &[9; 40])];
+        theirs.write_all(&sent.concat()).unwrap();
+        let mut records = Records::default();
+        for record in &sent {
+            let (mut got, mut buffer) = (Vec::new(), [0; 128]);
+            while got.len() < record.len() {
+                let count = records.read(ours.as_fd(), &mut buffer).unwrap();
+                got.extend_from_slice(&buffer[..count]);
+            }
+            assert_eq!(&got, record, "no byte more, none less");
+        }
+        assert_eq!(records.read(ours.as_fd(), &mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        theirs.write_all(&[22, 3]).unwrap();
+        drop(theirs);
+        assert_eq!(records.read(ours.as_fd(), &mut [0; 8]).unwrap(), 2);
+        assert_eq!(records.read(ours.as_fd(), &mut [0; 8]).unwrap(), 0, "the end, in the middle of a header");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_keys_are_laid_out_as_the_kernel_has_them() {
+        let key: Vec<u8> = (100..132).collect();
+        let iv: [u8; 12] = std::array::from_fn(|at| at as u8);
+        let sizes = [
+            size_of::<libc::tls12_crypto_info_aes_gcm_128>(),
+            size_of::<libc::tls12_crypto_info_aes_gcm_256>(),
+            size_of::<libc::tls12_crypto_info_chacha20_poly1305>(),
+        ];
+        let numbers =
+            [libc::TLS_CIPHER_AES_GCM_128, libc::TLS_CIPHER_AES_GCM_256, libc::TLS_CIPHER_CHACHA20_POLY1305];
+        assert_eq!([TLS_1_2, TLS_1_3], [libc::TLS_1_2_VERSION, libc::TLS_1_3_VERSION]);
+        for ((cipher, size), number) in CIPHERS.iter().zip(sizes).zip(numbers) {
+            let info = cipher.info(TLS_1_3, &key[..cipher.key_len], iv, 0x0102);
+            assert_eq!((info.len(), cipher.number), (size, number), "{}", cipher.name);
+            assert_eq!(info[..4], [TLS_1_3.to_ne_bytes(), number.to_ne_bytes()].concat(), "{}", cipher.name);
+            let (nonce, rest) = info[4..].split_at(12 - cipher.salt_len);
+            let (its_key, rest) = rest.split_at(cipher.key_len);
+            let (salt, sequence) = rest.split_at(cipher.salt_len);
+            assert_eq!(([salt, nonce].concat(), its_key), (iv.to_vec(), &key[..cipher.key_len]));
+            assert_eq!(sequence, [0, 0, 0, 0, 0, 0, 1, 2]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_explicit_nonce_of_rustls_is_used_again(nonce: u64, sequence in 0u64..70, later in 0u64..1000) {
+            let mut iv = [0; 12];
+            iv[4..].copy_from_slice(&nonce.to_be_bytes());
+            let info = AES_128_GCM.info(TLS_1_2, &[0; 16], iv, sequence);
+            let first = u64::from_be_bytes(info[4..12].try_into().unwrap());
+            let used: Vec<u64> = (0..sequence).map(|record| nonce ^ record).collect();
+            prop_assert!(!used.contains(&first.wrapping_add(later)));
+        }
+    }
+
+    #[test]
+    fn records_mean_what_they_say() {
+        for (kind, content, wanted) in [
+            (APPLICATION_DATA, &b"GET"[..], Record::Data),
+            (0, &[], Record::End),
+            (ALERT, &[WARNING, CLOSE_NOTIFY], Record::End),
+            (ALERT, &[WARNING, 90], Record::End),
+            // What had room for its first byte alone.
+            (ALERT, &[WARNING], Record::End),
+            (ALERT, &[FATAL, 40], Record::Refused(Refused::Alert(40))),
+            (HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 1], Record::Refused(Refused::KeyUpdate)),
+            (HANDSHAKE, &[1, 0, 0, 0], Record::Refused(Refused::Unexpected(HANDSHAKE))),
+            (20, &[1], Record::Refused(Refused::Unexpected(20))),
+            (0, b"bytes of no type", Record::Refused(Refused::Unexpected(0))),
+        ] {
+            assert_eq!(understood(kind, content), wanted, "{kind} {content:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_key_and_with_a_worn_one_nothing_is_sent() {
+        let (ours, mut theirs) = pair();
+        let mut none = KernelTls::default();
+        assert!(none.write(ours.as_fd(), &[IoSlice::new(b"secret")]).is_err());
+        none.end(ours.as_fd());
+        // One record of less than full size, and one that was open before.
+        let mut worn = KernelTls { records: 2, has_ended: false };
+        assert_eq!(worn.write(ours.as_fd(), &[IoSlice::new(b"last")]).unwrap(), 4);
+        assert!(worn.write(ours.as_fd(), &[IoSlice::new(b"more")]).is_err());
+        drop(ours);
+        let mut got = String::new();
+        theirs.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "last");
+    }
+
+    #[test]
+    fn what_is_not_writable_has_not_gone() {
+        let (ours, theirs) = pair();
+        let mut tls = KernelTls { records: u64::MAX, has_ended: false };
+        tls.flush(ours.as_fd()).unwrap();
+        while tls.write(ours.as_fd(), &[IoSlice::new(&[0; 4096])]).is_ok() {}
+        assert_eq!(tls.flush(ours.as_fd()).unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(theirs);
+        tls.flush(ours.as_fd()).expect("whoever writes next is told");
+    }
+}
