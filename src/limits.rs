@@ -1,6 +1,10 @@
 //! Every bound, with its reason; the relations between bounds are asserted at compile time.
 
+mod doctor;
+
 use std::time::Duration;
+
+pub use doctor::*;
 
 // HTTP: what a request may ask of the parser.
 
@@ -299,6 +303,17 @@ pub const DEBUG_ROWS: i64 = 10_000;
 /// some time after the build.
 pub const DEBUG_REFRESH: Duration = Duration::from_secs(5);
 
+// Documents that are encoded on the way.
+
+/// A listing, log or page is encoded from so many bytes on, where that is set. What is shorter is with the client after
+/// one round trip in any case: a connection begins with some 14 KB.
+pub const ENCODED_MIN: usize = 16 << 10;
+
+/// The level of zstd for them: some 300 MB a second.
+pub const ENCODED_LEVEL: i32 = 3;
+
+const _: () = assert!(ENCODED_MIN <= LOG_PART, "of a log in parts, each but the last is worth it");
+
 // What people look at.
 
 /// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are
@@ -477,8 +492,8 @@ const _: () = assert!(CHUNK_MAX + (CHUNK_MAX >> 7) <= CACHE_FRAME_MAX, "a chunk 
 /// systems.
 pub const FILES_REMEMBERED: usize = 32_768;
 
-/// Threads that answer what workers ask about compressed NARs. They read an inventory that is in memory, check frames
-/// before their first use, and make those again that were evicted.
+/// Threads that answer what workers ask about compressed NARs. They read an inventory that is in memory, and check frames
+/// before their first use.
 pub const CACHE_THREADS: usize = 2;
 
 /// How many NARs that somebody waits for are in the middle of being compressed. Each holds what was read and not cut yet,
@@ -504,39 +519,6 @@ const _: () = assert!(CACHE_FRAME_MAX <= u32::MAX as usize, "a record has 32 bit
 
 /// What decoding a compressed NAR reads at a time, in bytes.
 pub const DECODE_BYTES: usize = 64 << 10;
-
-// The doctor.
-
-/// The most that is read of an answer that is text, in bytes: a page that shows keys, a narinfo. A narinfo with a
-/// thousand references has some 60 KB.
-pub const DOCTOR_TEXT_BYTES: u64 = 1 << 20;
-
-/// How many of this machine's store paths a cache is asked for until it has one. Fleets share most of what they hold;
-/// at 50 ms an answer, it is as long as a download may take.
-pub const DOCTOR_ASKED: usize = 200;
-
-/// How many narinfos are looked at: some may be signed by others, so one alone says little of the cache's keys.
-pub const DOCTOR_NARINFOS: usize = 8;
-
-/// The largest file that is chosen for the measured download, in bytes; a smaller one if there is none below.
-pub const DOCTOR_FILE_BYTES: u64 = 64 << 20;
-
-/// What of a NAR's beginning is asked for a second time, from its middle on, to see that ranges work.
-pub const DOCTOR_SAMPLE_BYTES: usize = 32 << 10;
-
-/// A download below so many bytes a second is slow: less than the oldest Wi-Fi carries, and a system's closure of
-/// some gigabytes takes an hour.
-pub const DOCTOR_SLOW: u64 = 1 << 20;
-
-/// A download that took less time than this says nothing of the rate.
-pub const DOCTOR_RATE_TIME: Duration = Duration::from_secs(2);
-
-/// How far the clocks of cache and client may be apart: what drifts for lack of a time server is further, and
-/// certificates are issued hours before they are used.
-pub const DOCTOR_CLOCK: Duration = Duration::from_secs(5 * 60);
-
-/// How deep `nix.conf` files may include each other; Nix itself would read a circle for ever.
-pub const NIX_CONF_DEPTH: usize = 10;
 
 // Nix's formats.
 

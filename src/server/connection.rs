@@ -46,7 +46,20 @@ pub enum State {
     Lingering(u64),
 }
 
+impl State {
+    /// The peer has ended its side. It may read on, but mostly has given up: then nothing else shows that before there is
+    /// something to send. So what it waits for is compressed as if nobody did, behind what others wait for.
+    pub(super) fn peer_ended(&mut self) {
+        match self {
+            Self::Asking(_, exchange) => exchange.interest = None,
+            Self::Sending(transfer, _) => transfer.lose_interest(),
+            _ => {}
+        }
+    }
+}
+
 /// What came of the bytes so far.
+#[expect(clippy::large_enum_variant, reason = "a box would be allocated on the way of every request")]
 #[derive(Debug)]
 pub enum Next {
     /// Nothing yet: more must arrive.
