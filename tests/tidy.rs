@@ -59,6 +59,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("ureq", &["cli"]),
     ("rustls", &["cli", "io"]),
     ("libc", &["io"]),
+    // Keys on their way to the kernel.
+    ("zeroize", &["io"]),
     ("tokio", &[]),
 ];
 

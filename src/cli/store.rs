@@ -14,7 +14,6 @@ use super::progress::{Progress, size};
 use super::serve::store_settings;
 use crate::causes::with_causes;
 use crate::config::{Config, ConfigError};
-use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StoreDir, StorePath, StorePathError};
 use crate::nar::{self, CASE_HACK, Evidence, NarError, Origin, Plan};
 use crate::store::named::{self, NamedError};
@@ -127,18 +126,10 @@ pub(super) fn named_path(
 
 /// What was found of one path.
 enum Verdict {
-    /// A tree, with hash and size of its NAR.
-    Read { hash: Sha256, size: u64, origin: Origin },
+    /// A tree, and what its NAR is: its hash, or a size that is not the one registered.
+    Read(Evidence, Origin),
     /// It cannot be read, or is not there.
     Unreadable(NarError),
-}
-
-impl Verdict {
-    /// Whether it is what the database says of a path; a size that is not there says nothing.
-    fn is_as(&self, valid: &Valid) -> bool {
-        let is_size = |size| valid.nar_size == 0 || valid.nar_size == size;
-        matches!(self, Self::Read { hash, size, .. } if *hash == valid.nar_hash && is_size(*size))
-    }
 }
 
 /// Looks at all paths, on every core, and calls `found` for each. Gives the number of bytes read.
@@ -190,11 +181,14 @@ fn look_at(valid: &Valid, real_store: &Path, seen: impl Fn(u64)) -> Verdict {
     let root = real_store.join(valid.path.as_str());
     let look = || {
         let plan = Arc::new(Plan::build(&root, CASE_HACK)?);
-        let (origin, size) = (plan.origin(), plan.size());
-        let hash = nar::plan_hash(plan, &root, |read| seen(read as u64))?;
-        Ok(Verdict::Read { hash, size, origin })
+        let (origin, planned) = (plan.origin(), plan.size());
+        let found = match valid.nar_size {
+            registered if registered != 0 && registered != planned => Evidence::Size { planned, registered },
+            _ => Evidence::Hash(nar::plan_hash(plan, &root, |read| seen(read as u64))?),
+        };
+        Ok((found, origin))
     };
-    look().unwrap_or_else(Verdict::Unreadable)
+    look().map_or_else(Verdict::Unreadable, |(found, origin)| Verdict::Read(found, origin))
 }
 
 /// What is said of each path, and what is done about it.
@@ -221,7 +215,7 @@ struct Counts {
 
 impl Report<'_> {
     fn add(&mut self, valid: &Valid, verdict: Verdict) -> Result<(), VerifyError> {
-        if verdict.is_as(valid) {
+        if matches!(verdict, Verdict::Read(Evidence::Hash(hash), _) if hash == valid.nar_hash) {
             return self.sound(&valid.path);
         }
         // By now it may have been collected, or been registered anew: what was read at the start is hours old.
@@ -229,14 +223,22 @@ impl Report<'_> {
             self.counts.gone += 1;
             return Ok(());
         };
+        let (registered, nar_size) = (valid.nar_hash, valid.nar_size);
         match verdict {
-            _ if verdict.is_as(&valid) => self.sound(&valid.path),
-            Verdict::Read { hash, size, origin } => {
-                let evidence = match hash == valid.nar_hash {
-                    true => Evidence::Size { planned: size, registered: valid.nar_size },
-                    false => Evidence::Hash(hash),
-                };
-                let what = evidence.against(valid.nar_hash);
+            Verdict::Read(Evidence::Hash(hash), _) if hash == registered => self.sound(&valid.path),
+            Verdict::Read(evidence @ Evidence::Hash(hash), origin) => {
+                let what = format!("hashes to {hash}, registered as {registered}");
+                self.damaged(valid, Found::Tree { origin, evidence }, &what)
+            }
+            Verdict::Read(Evidence::Size { planned, .. }, _) if [0, planned].contains(&nar_size) => {
+                self.counts.unreadable += 1;
+                let path = self.store_dir.display(&valid.path);
+                complain(&format!("{path}: was registered anew meanwhile, and not read: look at it again"));
+                Ok(())
+            }
+            Verdict::Read(Evidence::Size { planned, .. }, origin) => {
+                let what = format!("{planned} bytes, registered with {nar_size}");
+                let evidence = Evidence::Size { planned, registered: nar_size };
                 self.damaged(valid, Found::Tree { origin, evidence }, &what)
             }
             Verdict::Unreadable(NarError::Missing { .. }) => {
@@ -309,6 +311,7 @@ fn complain(message: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::hash::Sha256;
     use crate::store::add::Writer;
     use std::fs;
 
@@ -342,18 +345,21 @@ mod tests {
             out: &mut out,
             counts: Counts::default(),
         };
-        let read = |hash| Verdict::Read { hash, size: now.nar_size, origin };
-        report.add(&before, read(now.nar_hash)).expect("told");
+        report.add(&before, Verdict::Read(Evidence::Hash(now.nar_hash), origin)).expect("told");
         assert_eq!((report.counts.damaged, marks.read().expect("readable")), (0, vec![]));
-        let spoilt = Sha256::of(b"spoilt");
-        report.add(&before, read(spoilt)).expect("told");
+        let spoilt = Evidence::Hash(Sha256::of(b"spoilt"));
+        report.add(&before, Verdict::Read(spoilt, origin)).expect("told");
         let set = marks.read().expect("readable");
         assert_eq!((report.counts.damaged, set.len(), set[0].registered), (1, 1, now.nar_hash));
-        assert!(matches!(set[0].found, Found::Tree { evidence, .. } if evidence == Evidence::Hash(spoilt)));
+        assert!(matches!(set[0].found, Found::Tree { evidence, .. } if evidence == spoilt));
+        // Its size is the right one now, and its hash nobody knows.
+        let other = Evidence::Size { planned: now.nar_size, registered: 1 };
+        report.add(&Valid { nar_size: 1, ..before.clone() }, Verdict::Read(other, origin)).expect("told");
+        assert_eq!((report.counts.damaged, report.counts.unreadable), (1, 1));
         // Collected meanwhile.
         assert!(marks.end(&set[0]).expect("writable"));
         writer.forget(&path).expect("it is there");
-        report.add(&now, read(spoilt)).expect("told");
+        report.add(&now, Verdict::Read(spoilt, origin)).expect("told");
         assert_eq!((report.counts.damaged, report.counts.gone), (1, 1));
         assert_eq!(marks.read().expect("readable"), []);
     }

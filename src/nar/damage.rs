@@ -45,15 +45,3 @@ impl Damage {
         Some(Self { path: path.clone(), registered, found, origin })
     }
 }
-
-impl Evidence {
-    /// What it says against the hash of the database, as the end of a sentence about the path.
-    pub fn against(&self, registered: Sha256) -> String {
-        match self {
-            Self::Hash(found) => format!("hashes to {found}, the Nix database says {registered}"),
-            Self::Size { planned, registered } => {
-                format!("makes a NAR of {planned} bytes, the Nix database says {registered}")
-            }
-        }
-    }
-}
