@@ -101,7 +101,6 @@ struct State {
 
 /// What a thread does next.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a thread has one at a time, on its stack")]
 enum Turn {
     /// A chunk of a NAR.
     Chunk(Box<Task>),
