@@ -268,6 +268,10 @@ pub const PIN_NAME_MAX: usize = 200;
 /// The piece in which a packed log is decoded: one turn of a thread, and what a connection holds meanwhile.
 pub const LOG_PART: usize = 64 << 10;
 
+/// The longest packed log, in bytes of text, whose length is found for a client that must be told it before: decoding so
+/// much takes a few seconds of a thread, and it is done twice.
+pub const LOG_MEASURED: u64 = 64 << 20;
+
 /// How many packed logs longer than [`LOG_PART`] are sent at a time. A decoder holds about 4 MB as long as its
 /// reader is slow: 128 MB. Such logs are rare, and read by people.
 pub const LOG_DECODERS: usize = 32;

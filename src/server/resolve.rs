@@ -20,7 +20,7 @@ use crate::cache::compress::Wanted;
 use crate::formats::hash::Sha256;
 use crate::formats::realisation::OutputId;
 use crate::formats::store_path::{StorePath, StorePathHash};
-use crate::http::Method;
+use crate::http::{Method, Status, Version};
 use crate::http::date::DATE_LEN;
 use crate::metrics;
 use crate::metrics::WorkerMetrics;
@@ -29,7 +29,7 @@ use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
 use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
-use crate::store::logs::{LogBody, LogError};
+use crate::store::logs::{LogBody, LogError, LogReader};
 use crate::store::serve::{ServeAnswer, ServeError, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
@@ -139,6 +139,8 @@ pub enum Question {
     About(Arc<Served>),
     /// A build log.
     Log(logs::LogName),
+    /// The length of a packed one.
+    LogLength(LogReader),
     /// A file of a store path.
     Serve(Walk),
     /// Where the debug information of a build id is.
@@ -393,7 +395,7 @@ impl Failure for LogError {
         match self {
             Self::File { source, .. } => Errno::from_io_error(source).is_some_and(is_shortage),
             Self::Busy => true,
-            Self::Damaged { .. } => false,
+            Self::Damaged { .. } | Self::TooLong { .. } => false,
         }
     }
 }
@@ -429,13 +431,24 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
         files::Answer::Log(Ok(Some(LogBody::Plain { file, len }))) => {
             Step::Reply(desk.writer(exchange).text_file(Segment::of_file(file, len)))
         }
+        // A client of HTTP/1.0 would have the end of the connection for the end of the log, which over a unix socket
+        // looks the same where it was broken off.
+        files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) if exchange.version == Version::H10 => {
+            Step::Ask(Question::LogLength(reader))
+        }
+        files::Answer::Measured(Ok((len, reader))) => {
+            Step::Reply(desk.writer(exchange).text_of_length(len, Source::Log(reader)))
+        }
+        files::Answer::Measured(Err(LogError::TooLong { .. })) => {
+            Step::Reply(desk.writer(exchange).status(Status::VersionNotSupported, &[]))
+        }
         files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) => {
             Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader)))
         }
         files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => Step::Reply(desk.writer(exchange).text(bytes)),
         // Many readers are no fault to tell of.
         files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
-        files::Answer::Log(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
+        files::Answer::Log(Err(error)) | files::Answer::Measured(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
         files::Answer::Served(Ok(found)) => walked(exchange, desk, found),
         files::Answer::Served(Err(error)) => {
             damaged(exchange, desk, "a file of the store cannot be served", &error)

@@ -587,7 +587,9 @@ fn a_transfer_has_one_share_of_each_turn() {
         }
         run.net.read(link, usize::MAX);
         let now = run.net.look(link, |link| link.received.len());
-        assert!(now - before <= limits::TURN_BYTES as usize + 200, "turn {turn}: {}", now - before);
+        // What the pool has read goes in one piece.
+        let share = limits::TURN_BYTES + limits::FETCH_BYTES;
+        assert!((now - before) as u64 <= share, "turn {turn}: {}", now - before);
         before = now;
     }
     assert!(before as u64 > limits::TURN_BYTES, "it goes on");
