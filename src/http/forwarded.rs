@@ -8,16 +8,23 @@ use std::net::IpAddr;
 /// The client behind a trusted proxy: the last address in `head` that is not itself a trusted proxy's. `head` is a whole
 /// request head that was understood. `None` where nothing that can be trusted says more.
 ///
-/// `Forwarded` is read where it is there, and `X-Forwarded-For` else.
+/// Most proxies write one of `Forwarded` and `X-Forwarded-For`, and pass the other on as the client sent it. Which one
+/// cannot be known: where both are there and do not name the same client, neither is believed.
 pub fn client(head: &[u8], is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-    let standard: Vec<&[u8]> = values(head, b"forwarded").collect();
-    let addresses: Vec<Option<IpAddr>> = if standard.is_empty() {
-        values(head, b"x-forwarded-for")
-            .flat_map(|value| value.split(|byte| *byte == b',').map(address))
-            .collect()
-    } else {
-        standard.into_iter().flat_map(|value| separated(value, b',')).map(for_of).collect()
-    };
+    let standard: Vec<Option<IpAddr>> =
+        values(head, b"forwarded").flat_map(|value| separated(value, b',')).map(for_of).collect();
+    let common: Vec<Option<IpAddr>> = values(head, b"x-forwarded-for")
+        .flat_map(|value| value.split(|byte| *byte == b',').map(address))
+        .collect();
+    if standard.is_empty() || common.is_empty() {
+        return nearest([standard, common].concat(), is_trusted);
+    }
+    let named = nearest(standard, &is_trusted);
+    named.filter(|_| named == nearest(common, is_trusted))
+}
+
+/// The last of the addresses that is not trusted; the first of all where each is.
+fn nearest(addresses: Vec<Option<IpAddr>>, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let mut found = None;
     for address in addresses.into_iter().rev() {
         // One who hides, or who writes what nobody understands, ends what is known.
@@ -125,7 +132,10 @@ mod tests {
             ("Forwarded: for=\"\\\"\", for=192.0.2.1", Some("192.0.2.1")),
             ("Forwarded: for=unknown", None),
             ("Forwarded: by=1.1.1.1", None),
-            ("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 6.6.6.6", Some("192.0.2.1")),
+            ("Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 192.0.2.1", None),
+            ("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 6.6.6.6", None),
+            ("Forwarded: for=nonsense\r\nX-Forwarded-For: 192.0.2.1", None),
+            ("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 6.6.6.6, 192.0.2.1, 10.0.0.1", Some("192.0.2.1")),
         ] {
             assert_eq!(found(lines).as_deref(), address, "{lines}");
         }
