@@ -21,7 +21,7 @@ pub enum RangeOutcome {
 }
 
 /// Decides what to send of a representation of `len` bytes whose strong entity tag is `etag`, quotes
-/// included (empty where it has none: then no If-Range matches). The same for GET and HEAD.
+/// included (empty where it has none: then no If-Range matches). For GET: with another method Range means nothing.
 ///
 /// A header that is not understood is ignored, as RFC 9110 section 14.2 allows: unknown units, several
 /// ranges, bad syntax. On an empty representation `bytes=0-` and a suffix get the whole, which is what they

@@ -68,11 +68,12 @@ impl Conditions {
 impl Exchange {
     /// The exchange that a request begins. `last` closes the connection after it.
     pub fn new(request: &Request<'_>, last: bool, now: Instant) -> Self {
-        let conditional =
-            request.range.is_some() || request.if_range.is_some() || request.if_none_match.is_some();
+        // A range is defined for GET alone (RFC 9110 section 14.2).
+        let range = request.range.filter(|_| request.method == Method::Get);
+        let conditional = range.is_some() || request.if_range.is_some() || request.if_none_match.is_some();
         let conditions = conditional.then(|| {
             Box::new(Conditions {
-                range: request.range.map(<[u8]>::to_vec),
+                range: range.map(<[u8]>::to_vec),
                 if_range: request.if_range.map(<[u8]>::to_vec),
                 if_none_match: request.if_none_match.map(<[u8]>::to_vec),
             })
