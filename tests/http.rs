@@ -159,6 +159,30 @@ fn if_none_match_comes_before_the_range() {
 }
 
 #[test]
+fn if_match_wants_the_very_tag() {
+    let served = serve();
+    let Served { server, url, path, .. } = &served;
+    let mut connection = server.connect();
+    for target in [url, &format!("/serve/{}/small", hash_of(path))] {
+        let etag = connection.head(target, &[]).header("etag").expect("it has an ETag").to_owned();
+        for (tags, status) in [
+            (etag.clone(), 206),
+            ("*".into(), 206),
+            (format!("\"x\", {etag}"), 206),
+            ("\"x\"".into(), 412),
+            (format!("W/{etag}"), 412),
+        ] {
+            let answer = connection.get_with(target, &[&format!("If-Match: {tags}"), "Range: bytes=0-0"]);
+            assert_eq!(answer.status, status, "{target}: {tags}");
+        }
+        let both = [&*format!("If-None-Match: {etag}"), "If-Match: \"x\""];
+        assert_eq!(connection.get_with(target, &both).status, 412, "it comes first");
+    }
+    // What has no tag is answered as it is.
+    assert_eq!(connection.get_with("/nix-cache-info", &["If-Match: \"x\""]).status, 200);
+}
+
+#[test]
 fn a_head_with_a_range_is_of_the_whole() {
     let served = serve();
     let Served { server, nar, url, .. } = &served;

@@ -72,6 +72,7 @@ impl HeadReader {
             expect_continue: known.expect_continue,
             range: None,
             if_range: None,
+            if_match: None,
             if_none_match: None,
             head: &bytes[..len],
         };
@@ -80,8 +81,10 @@ impl HeadReader {
 
     /// Keeps a head, unless it has what differs from request to request.
     fn remember(&mut self, head: &[u8], request: &Request<'_>) {
-        let is_plain =
-            request.range.is_none() && request.if_range.is_none() && request.if_none_match.is_none();
+        let is_plain = request.range.is_none()
+            && request.if_range.is_none()
+            && request.if_match.is_none()
+            && request.if_none_match.is_none();
         let Some(rest) = head.strip_prefix(GET).filter(|_| is_plain) else { return };
         let Some(space) = memchr::memchr(b' ', rest) else { return };
         let lines = &rest[space + 1..];

@@ -119,9 +119,16 @@ impl<'w> Writer<'w> {
         self.document("application/json", &[("Nix-Link", nar_url), DAY], json.into())
     }
 
-    /// The client has the NAR already.
-    pub fn nar_not_modified(self, etag: &str) -> Reply {
-        self.not_modified(etag, IMMUTABLE)
+    /// What the conditions had to say instead of a NAR ([`Conditions::verdict`]).
+    pub fn instead_of_nar(self, verdict: Status, etag: &str) -> Reply {
+        self.instead(verdict, etag, IMMUTABLE)
+    }
+
+    fn instead(self, verdict: Status, etag: &str, lasting: (&str, &str)) -> Reply {
+        match verdict {
+            Status::NotModified => self.not_modified(etag, lasting),
+            status => self.status(status, &[]),
+        }
     }
 
     /// The client has it already; `lasting` is what the whole would say of how long, since a cache takes it over.
@@ -196,8 +203,8 @@ impl<'w> Writer<'w> {
         file: Option<Segment>,
     ) -> Reply {
         let etag = served.map_or("", |served| &served.nar_etag);
-        if conditions.is_some_and(|conditions| conditions.match_tag(etag)) {
-            return self.not_modified(etag, DAY);
+        if let Some(verdict) = conditions.and_then(|conditions| conditions.verdict(etag)) {
+            return self.instead(verdict, etag, DAY);
         }
         let fields = [("Content-Type", kind), DAY, NO_SNIFFING, SANDBOX];
         let length = file.as_ref().map_or(0, Segment::len);

@@ -288,8 +288,9 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
             if exchange.varies && exchange.takes_zstd && !exchange.wants_range() {
                 return compressed::encoded(exchange, desk, served);
             }
-            if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&served.nar_etag)) {
-                return Step::Reply(desk.writer(exchange).nar_not_modified(&served.nar_etag));
+            let etag = &served.nar_etag;
+            if let Some(verdict) = exchange.verdict(etag) {
+                return Step::Reply(desk.writer(exchange).instead_of_nar(verdict, etag));
             }
             // Only what is sent must be kept from the collector; and the root first, so that the validity
             // found afterwards is one that lasts.
