@@ -194,7 +194,9 @@ impl Actor {
                 self.answer(waiting, &Ok(plan));
             }
             Found::InTheMaking => self.metrics.plan_found(),
-            Found::Crowded(waiting) => self.answer(waiting, &Err(NarError::Busy { root: root.to_path_buf() })),
+            Found::Crowded(waiting) => {
+                self.answer(waiting, &Err(NarError::Busy { root: root.to_path_buf() }))
+            }
             Found::ToMake => {
                 self.metrics.plan_made();
                 let planned = self.make(path, nar_size, &root);
@@ -356,7 +358,8 @@ mod tests {
             Request::Listing { ticket: ticket(8), path: path(), root: root.clone(), nar_size: size };
         actor.handle(request, &mut Fetcher::default());
         assert!(answers.try_recv().is_err(), "it waits, and its thread is free");
-        (2..WAITING_MAX).for_each(|_| assert!(matches!(actor.plans.find(&key, waiting(9)), Found::InTheMaking)));
+        (2..WAITING_MAX)
+            .for_each(|_| assert!(matches!(actor.plans.find(&key, waiting(9)), Found::InTheMaking)));
         let request = Request::Open { ticket: ticket(10), path: path(), root: root.clone(), nar_size: size };
         actor.handle(request, &mut Fetcher::default());
         let crowded = NarError::Busy { root: root.clone() };

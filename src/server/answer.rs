@@ -240,7 +240,12 @@ impl<'w> Writer<'w> {
     /// A whole file as text: a build log.
     pub fn text_file(self, file: Option<Segment>) -> Reply {
         let length = file.as_ref().map_or(0, Segment::len);
-        self.known(Status::Ok, &[("Content-Type", LOG), NO_SNIFFING], length, file.map_or(Body::Empty, Body::File))
+        self.known(
+            Status::Ok,
+            &[("Content-Type", LOG), NO_SNIFFING],
+            length,
+            file.map_or(Body::Empty, Body::File),
+        )
     }
 
     /// A build log whose length is not known before it ends.

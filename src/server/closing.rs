@@ -40,8 +40,7 @@ impl<I: Io> Worker<I> {
         self.read(key);
         let Some(seat) = self.seats.get_mut(key) else { return };
         let connection = &seat.connection;
-        let is_fresh =
-            matches!(connection.state, State::Lingering(_)) && connection.since() == self.io.now();
+        let is_fresh = matches!(connection.state, State::Lingering(_)) && connection.since() == self.io.now();
         if self.seats.is_idle(key) && !is_fresh {
             self.close(key, cause);
         }

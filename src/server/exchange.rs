@@ -37,6 +37,8 @@ pub struct Exchange {
     pub finished: u64,
     /// The Host that the client named, where a page shows it.
     pub host: Option<String>,
+    /// Whether that was by `https`, where a proxy has said so.
+    pub is_encrypted: Option<bool>,
     /// The client takes an answer that is encoded by zstd.
     pub takes_zstd: bool,
     /// Whether it does matters to the answer: caches on the way must know.
@@ -103,6 +105,7 @@ impl Exchange {
         Self {
             route,
             host,
+            is_encrypted: None,
             method: request.method,
             version: request.version,
             keep_alive: request.keep_alive && !last && droppable(request),
@@ -124,6 +127,7 @@ impl Exchange {
         Self {
             route: Route::Absent(Label::Other),
             host: None,
+            is_encrypted: None,
             method: Method::Other,
             version: Version::H11,
             keep_alive: false,

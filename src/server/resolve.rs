@@ -20,8 +20,8 @@ use crate::cache::compress::Wanted;
 use crate::formats::hash::Sha256;
 use crate::formats::realisation::OutputId;
 use crate::formats::store_path::{StorePath, StorePathHash};
-use crate::http::{Method, Status, Version};
 use crate::http::date::DATE_LEN;
+use crate::http::{Method, Status, Version};
 use crate::metrics;
 use crate::metrics::WorkerMetrics;
 use crate::nar::actor as nar;
@@ -231,8 +231,7 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 
 /// The landing page, with what the actor knows where it has answered.
 fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
-    let (site, host, keys) = (desk.site, exchange.host.as_deref(), desk.public_keys);
-    let page = pages::landing(site, host, keys, desk.view.snapshot(), overview);
+    let page = pages::landing(desk.site, exchange, desk.public_keys, desk.view.snapshot(), overview);
     Step::Reply(desk.writer(exchange).page(page))
 }
 
@@ -242,7 +241,7 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
         (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
         (browse::Answer::About(Some(about)), _, Some(served)) => {
-            pages::path(desk.site, exchange.host.as_deref(), desk.public_keys, served, &about)
+            pages::path(desk.site, exchange, desk.public_keys, served, &about)
         }
         _ => return absent(exchange, desk),
     };
@@ -412,7 +411,13 @@ impl Failure for ServeError {
 fn is_shortage(errno: Errno) -> bool {
     matches!(
         errno,
-        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT
+        Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::AGAIN
+            | Errno::INTR
+            | Errno::TIMEDOUT
     )
 }
 
@@ -449,7 +454,9 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
         files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => Step::Reply(desk.writer(exchange).text(bytes)),
         // Many readers are no fault to tell of.
         files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
-        files::Answer::Log(Err(error)) | files::Answer::Measured(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
+        files::Answer::Log(Err(error)) | files::Answer::Measured(Err(error)) => {
+            damaged(exchange, desk, "a build log cannot be served", &error)
+        }
         files::Answer::Served(Ok(found)) => walked(exchange, desk, found),
         files::Answer::Served(Err(error)) => {
             damaged(exchange, desk, "a file of the store cannot be served", &error)

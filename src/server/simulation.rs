@@ -611,7 +611,11 @@ fn a_client_that_leaves_before_its_answer_is_counted() {
     run.turn();
     run.net.reset(asking);
     run.turn();
-    assert!(counted(&run, "method=\"GET\",path=\"/{hash}.narinfo\",status=\"499\""), "{}", run.metrics.render());
+    assert!(
+        counted(&run, "method=\"GET\",path=\"/{hash}.narinfo\",status=\"499\""),
+        "{}",
+        run.metrics.render()
+    );
     // Its answer is known, and the first write finds nobody.
     run.net.deliver(answered, usize::MAX);
     run.net.fail_writes(answered);
@@ -635,8 +639,7 @@ fn a_shortage_is_no_damage() {
         }
         run.answer_one_but_nars();
     };
-    let unreadable =
-        |errno| NarError::Unreadable { file: "/nix/store/x".into(), doing: "open", errno };
+    let unreadable = |errno| NarError::Unreadable { file: "/nix/store/x".into(), doing: "open", errno };
     let link = run.late();
     for (error, expected) in [
         (unreadable(Errno::MFILE), 503),
@@ -684,7 +687,8 @@ fn those_who_left_while_the_database_was_waited_for_do_not_add_up() {
     let last = ask(&mut run);
     run.turn();
     run.net.read(last, usize::MAX);
-    let status = run.net.look(last, |link| answer(&link.received, &Wish::Narinfo(0)).map(|(status, ..)| status));
+    let status =
+        run.net.look(last, |link| answer(&link.received, &Wish::Narinfo(0)).map(|(status, ..)| status));
     assert_eq!(status, Some(503), "at once");
 }
 

@@ -497,7 +497,8 @@ impl<I: Io> Worker<I> {
     }
 
     fn await_refresh(&mut self, key: usize, exchange: Exchange) {
-        let waits = matches!(self.freshness, Freshness::Asked { .. }) && self.late.len() < limits::WAITING_MAX;
+        let waits =
+            matches!(self.freshness, Freshness::Asked { .. }) && self.late.len() < limits::WAITING_MAX;
         if !waits {
             return self.resolve(key, exchange, Arrival::Unavailable);
         }

@@ -399,11 +399,15 @@ mod tests {
         assert_eq!(decoders.0.load(Ordering::Relaxed), 1, "it counts as one");
         assert!(read_all(LogBody::Packed(reader)).unwrap() == log.repeat(2));
         let folder = folder_with(&format!("{BASENAME}.bz2"), &packed[..packed.len() - 10]);
-        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else { panic!("a long log") };
+        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else {
+            panic!("a long log")
+        };
         assert!(matches!(reader.measured(), Err(LogError::Damaged { .. })), "before any head");
         let long = pack(&vec![b'x'; limits::LOG_MEASURED as usize + limits::LOG_PART]);
         let folder = folder_with(&format!("{BASENAME}.bz2"), &long);
-        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else { panic!("a long log") };
+        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else {
+            panic!("a long log")
+        };
         assert!(matches!(reader.measured(), Err(LogError::TooLong { .. })));
     }
 
