@@ -4,7 +4,7 @@
 mod support;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::server::Settings;
 use support::store::{base_name, hash_of};
@@ -99,15 +99,11 @@ fn a_range_has_its_headers() {
 }
 
 #[test]
-fn several_ranges_give_the_whole_or_the_first() {
-    let served = serve();
-    let Served { server, nar, url, .. } = &served;
+fn several_ranges_give_the_whole() {
+    let Served { server, nar, url, .. } = &serve();
     let answer = server.connect().get_with(url, &["Range: bytes=0-9,20-29"]);
-    match answer.status {
-        200 => assert!(answer.body == *nar),
-        206 => assert!(answer.body == nar[..10]),
-        other => panic!("status {other}"),
-    }
+    assert_eq!(answer.status, 200);
+    assert!(answer.body == *nar);
 }
 
 #[test]
@@ -302,12 +298,8 @@ fn what_is_absent_or_malformed_is_not_found() {
         "//etc/passwd".into(),
     ] {
         let answer = connection.get(&target);
-        assert!(matches!(answer.status, 400 | 404), "{target}: {}", answer.status);
-        let body = lossy(&answer.body).to_lowercase();
-        assert!(!body.contains("etc") && !body.contains("os error"), "{target}: {body}");
-        if answer.header("connection").is_some_and(|value| value == "close") {
-            connection = served.server.connect();
-        }
+        assert_eq!(answer.status, 404, "{target}");
+        assert_eq!(lossy(&answer.body), "Not Found", "{target}");
     }
 }
 
@@ -457,42 +449,39 @@ fn a_body_with_a_get_is_dropped() {
 fn what_cannot_be_read_is_refused_and_closed() {
     let served = serve();
     let long = "x".repeat(200_000);
-    for (bytes, statuses) in [
-        ("nonsense\r\n\r\n".to_owned(), &[400][..]),
-        ("GET /health\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/3.0\r\nHost: x\r\n\r\n".into(), &[400, 505]),
-        ("GET /health HTTP/2.0\r\nHost: x\r\n\r\n".into(), &[400, 505]),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), &[400, 505]),
-        ("GET /he alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), &[400]),
-        ("GET /he\0alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\nHost: x\n\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\nA: b\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n".into(), &[400]),
-        (
-            "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
-            &[400],
-        ),
-        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), &[400, 501]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n".into(), &[400, 501]),
-        ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), &[400]),
-        (format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"), &[414, 431]),
-        (format!("GET / HTTP/1.1\r\nHost: x\r\nA: {long}\r\n\r\n"), &[431]),
-        (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(20_000)), &[431]),
+    for (bytes, status) in [
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("GET /health\r\n\r\n".into(), 400),
+        ("GET /health HTTP/3.0\r\nHost: x\r\n\r\n".into(), 505),
+        ("GET /health HTTP/2.0\r\nHost: x\r\n\r\n".into(), 505),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505),
+        ("GET /he alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), 400),
+        ("GET /he\0alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\nHost: x\n\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\nA: b\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), 501),
+        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n".into(), 501),
+        ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400),
+        (format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"), 414),
+        (format!("GET / HTTP/1.1\r\nHost: x\r\nA: {long}\r\n\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(20_000)), 431),
     ] {
         let shown: String = bytes.chars().take(80).collect();
         // A pipelined second request must never be answered: its bounds are not known.
         let mut connection = served.server.connect();
         connection.send(&bytes).send("GET /version HTTP/1.1\r\nHost: smuggled\r\n\r\n");
         match connection.try_read("GET") {
-            Ok(answer) => assert!(statuses.contains(&answer.status), "{shown:?}: {}", answer.status),
+            Ok(answer) => assert_eq!(answer.status, status, "{shown:?}"),
             // So much was sent that the kernel answers what is left unread with a reset.
             Err(_) if bytes.len() > 100_000 => continue,
             Err(cut) => panic!("{shown:?}: {cut:?}"),
@@ -508,12 +497,9 @@ fn expect_is_answered() {
     let Served { server, .. } = &served;
     let mut connection = server.connect();
     let answer = connection.get_with("/health", &["Expect: 100-continue", "Content-Length: 2"]);
-    // Either the final answer at once, or the interim one first.
-    if answer.status == 100 {
-        assert_eq!(connection.send("ab").read("GET").text(), "OK\n");
-    } else {
-        assert_eq!(answer.text(), "OK\n");
-    }
+    // At once: nobody wants the body, and where the next request would begin is not known.
+    assert_eq!(answer.text(), "OK\n");
+    assert!(connection.is_closed());
     assert_eq!(server.connect().get_with("/health", &["Expect: the unexpected"]).status, 417);
 }
 
@@ -550,9 +536,8 @@ fn sigterm_finishes_what_is_in_flight() {
     assert_eq!(busy.stream_body(length - 100_000, |part| body.extend_from_slice(part)), length - 100_000);
     assert!(body == *nar);
     drop(busy);
-    let begun = Instant::now();
+    // Half as long as it would wait for what is in flight.
     assert!(server.wait(Duration::from_secs(30)).success());
-    assert!(begun.elapsed() < Duration::from_secs(25), "nothing was left to wait for");
 }
 
 #[test]

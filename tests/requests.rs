@@ -132,9 +132,8 @@ fn raw(server: &Server, parts: &[&[u8]]) -> String {
     stream.set_read_timeout(Some(LIMIT)).expect("it is a plain setting");
     for part in parts {
         stream.set_nodelay(true).expect("it is a plain setting");
+        // They arrive one by one, or not; the simulation sees to each.
         stream.write_all(part).expect("it is sent");
-        // So that they arrive one by one, mostly.
-        std::thread::sleep(Duration::from_millis(20));
     }
     let mut answer = Vec::new();
     // A reset is an end too.
