@@ -122,9 +122,9 @@ label! {
         Truncated = "truncated",
         /// A file could not be read.
         Unreadable = "unreadable",
-        /// The disk gave nothing for too long.
+        /// The disk, or the encoder, gave nothing for too long.
         Stalled = "stalled",
-        /// The NAR pool's mailbox was full.
+        /// The mailbox of whoever has what comes next was full.
         Overload = "overload",
         /// The server ended before the transfer did.
         Drain = "drain",

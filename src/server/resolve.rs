@@ -33,7 +33,7 @@ use crate::store::logs::{LogBody, LogError, LogReader};
 use crate::store::serve::{ServeAnswer, ServeError, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
-use crate::store::{browse, files, logs, roots};
+use crate::store::{browse, files, logs};
 
 /// What a step knows besides the request.
 pub struct Desk<'d> {
@@ -74,8 +74,6 @@ pub enum Arrival {
     Document(Option<Bytes>),
     /// The derivation whose log is asked for.
     Deriver(Option<StorePath>),
-    /// A temporary root.
-    Rooted(roots::Lease),
     /// A plan, or what is made of one.
     Nar(nar::Answer),
     /// A compressed NAR.
@@ -165,10 +163,6 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
             Step::Reply(desk.writer(exchange).document("application/json", &[], body))
         }
         Arrival::Deriver(drv) => log_of(exchange, desk, drv),
-        Arrival::Rooted(lease) => {
-            exchange.lease = Some(lease);
-            begin(exchange, desk)
-        }
         Arrival::Nar(nar::Answer::Opened(Ok(nar))) if matches!(exchange.route, Route::Compressed { .. }) => {
             compressed::planned(exchange, desk, nar)
         }
