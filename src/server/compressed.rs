@@ -11,7 +11,7 @@ use quick_cache::unsync::Cache;
 
 use super::connection::State;
 use super::exchange::Exchange;
-use super::resolve::{Desk, Question, Step, absent, damaged};
+use super::resolve::{Desk, Question, Step, absent, unreadable};
 use super::route::Route;
 use super::worker::Worker;
 use crate::cache::actor::{Answer, When};
@@ -23,7 +23,7 @@ use crate::http::Version;
 use crate::io::Io;
 use crate::limits;
 use crate::mailbox::Ticket;
-use crate::nar::{Cursor, NarError};
+use crate::nar::Cursor;
 use crate::store::served::{File, Served};
 
 /// How NARs are compressed. Does not change while the server runs.
@@ -191,16 +191,14 @@ pub(super) fn answered(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: Ans
     }
     match answer {
         Answer::Found(Some(stream)) => {
-            desk.metrics.compressed_hit();
+            if !exchange.is_look {
+                desk.metrics.compressed_hit();
+            }
             send(exchange, desk, &served, stream)
         }
         Answer::Opened(Ok(stream)) => send(exchange, desk, &served, stream),
         Answer::Found(None) => missing(exchange, desk, served),
-        // It is quarantined, and that is told once.
-        Answer::Opened(Err(CompressError::Nar(NarError::HashMismatch { .. }))) => absent(exchange, desk),
-        Answer::Opened(Err(CompressError::Nar(error))) => {
-            damaged(exchange, desk, "a valid path cannot be served", &error)
-        }
+        Answer::Opened(Err(CompressError::Nar(error))) => unreadable(exchange, desk, &error),
         // Without frames there are no parts.
         Answer::Opened(Err(CompressError::NoCache)) if exchange.wants_range() => absent(exchange, desk),
         Answer::Opened(Err(error)) => {
@@ -230,7 +228,9 @@ fn missing(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) ->
     };
     let current = desk.site.compression.of(*format).to_string();
     if *encoding == current {
-        desk.metrics.compressed_miss();
+        if !exchange.is_look {
+            desk.metrics.compressed_miss();
+        }
         exchange.served = Some(Arc::clone(&served));
         return Step::Ask(Question::Open(served));
     }

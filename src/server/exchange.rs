@@ -12,6 +12,9 @@ use crate::store::roots::Lease;
 use crate::store::serve::Walk;
 use crate::store::served::Served;
 
+/// The parameter of a target by which a GET says that it is a look, as a HEAD is.
+const LOOK: &[u8] = b"look";
+
 /// A request that is being answered.
 #[derive(Debug)]
 pub struct Exchange {
@@ -23,6 +26,9 @@ pub struct Exchange {
     pub version: Version,
     /// Whether the connection goes on after the answer.
     pub keep_alive: bool,
+    /// Nobody fetches by it: a HEAD, or a look of the doctor's at the server of its machine. It does not count as a
+    /// client's asking for a path.
+    pub is_look: bool,
     /// The request's own body, to be dropped after the answer.
     pub body: Body,
     /// What the answer depends on besides the route; most requests have none.
@@ -109,6 +115,7 @@ impl Exchange {
             method: request.method,
             version: request.version,
             keep_alive: request.keep_alive && !last && droppable(request),
+            is_look: request.method == Method::Head || request.target.parameter(LOOK).is_some(),
             body: request.body,
             conditions,
             started: now,
@@ -131,6 +138,7 @@ impl Exchange {
             method: Method::Other,
             version: Version::H11,
             keep_alive: false,
+            is_look: false,
             body: Body::None,
             conditions: None,
             started: now,

@@ -263,6 +263,7 @@ pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
 fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> Step {
     if let Some(day) = desk.day
         && exchange.route.is_fetch()
+        && !exchange.is_look
         && served.is_first_on(day)
     {
         desk.asked.push(Arc::clone(&served));
@@ -350,12 +351,21 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
         // The worker gives these to the transfer.
         nar::Answer::Fetched { .. } | nar::Answer::Read(_) => return absent(exchange, desk),
     };
-    damaged(exchange, desk, "a valid path cannot be served", &failed)
+    unreadable(exchange, desk, &failed)
+}
+
+/// A valid path whose NAR cannot be had.
+pub(super) fn unreadable(exchange: &Exchange, desk: &mut Desk<'_>, error: &NarError) -> Step {
+    // It is quarantined, and that is told once.
+    if error.is_damage() {
+        return absent(exchange, desk);
+    }
+    damaged(exchange, desk, "a valid path cannot be served", error)
 }
 
 /// Something valid that cannot be sent. The client gets a 404 and goes to its next substituter, where a 5xx
 /// would have it try here again; that it should where the cause passes. The operator reads what is wrong.
-pub(super) fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &impl Failure) -> Step {
+fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &impl Failure) -> Step {
     desk.faults.tell(desk.now, what, error);
     if error.passes() { unavailable(exchange, desk) } else { absent(exchange, desk) }
 }

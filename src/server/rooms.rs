@@ -4,14 +4,13 @@ use super::resolve::Question;
 use super::transfer::Source;
 use crate::cache::compress::Wanted;
 use crate::cache::{actor as cache, pack};
-use crate::formats::store_path::StorePath;
 use crate::mailbox::{Refused, Sender, Ticket};
 use crate::nar::Cursor;
 use crate::nar::actor as nar;
 use crate::store::served::Served;
 use crate::store::{actor as store, browse, files, keep, roots};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -62,12 +61,16 @@ impl Rooms {
             Question::Deriver(hash) => self.store.try_send(store::Request::Deriver { ticket, hash })?,
             Question::Root(path) => self.roots.try_send(roots::Request::Take { ticket, path })?,
             Question::Open(served) => {
-                let (path, root, nar_size) = self.tree(&served);
-                self.nar.try_send(nar::Request::Open { ticket, path, root, nar_size })?;
+                let path = served.info.path.clone();
+                let root = self.real_store.join(path.as_str());
+                let (nar_hash, nar_size) = (served.info.nar_hash, served.info.nar_size);
+                self.nar.try_send(nar::Request::Open { ticket, path, root, nar_hash, nar_size })?;
             }
             Question::Listing(served) => {
-                let (path, root, nar_size) = self.tree(&served);
-                self.nar.try_send(nar::Request::Listing { ticket, path, root, nar_size })?;
+                let path = served.info.path.clone();
+                let root = self.real_store.join(path.as_str());
+                let (nar_hash, nar_size) = (served.info.nar_hash, served.info.nar_size);
+                self.nar.try_send(nar::Request::Listing { ticket, path, root, nar_hash, nar_size })?;
             }
             Question::Measure { path, nar_hash } => {
                 let root = self.real_store.join(path.as_str());
@@ -97,13 +100,6 @@ impl Rooms {
             }
         }
         Ok(())
-    }
-
-    /// A path, where it really is, and the size of its NAR.
-    fn tree(&self, served: &Served) -> (StorePath, PathBuf, u64) {
-        let path = served.info.path.clone();
-        let root = self.real_store.join(path.as_str());
-        (path, root, served.info.nar_size)
     }
 
     /// Tells the store the size of a NAR, for whoever asks next.

@@ -183,10 +183,10 @@ impl Server {
         let metrics = Arc::new(metrics);
 
         let settings = &plan.store;
-        let mut actors = start_nars(&metrics, &nar_inbox, &workers)?;
-        actors.push(start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?);
+        let mut actors = vec![start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?];
         let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
         actors.push(quarantine);
+        actors.extend(start_nars(&metrics, damages.clone(), &nar_inbox, &workers)?);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
         actors.push(start_browse(settings, &metrics, browse_inbox, &workers)?);
         actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
@@ -428,11 +428,13 @@ fn start_quarantine(
 
 fn start_nars(
     metrics: &Metrics,
+    damages: Sender<Damage>,
     inbox: &Receiver<nar::actor::Request>,
     workers: &Workers,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let outlet = outlet(workers, worker::Message::Nar);
-    nar::actor::Actor::new(outlet, nar::CASE_HACK, metrics.nar()).spawn(limits::NAR_THREADS, inbox)
+    let actor = nar::actor::Actor::new(outlet, Some(damages), nar::CASE_HACK, metrics.nar());
+    actor.spawn(limits::NAR_THREADS, inbox)
 }
 
 /// The cache, with how much it may hold; none where it cannot be used.
