@@ -1,6 +1,6 @@
 //! Settings: file and environment → validated data.
 //!
-//! TOML at `--config`, else `$CONFIG_FILE`, else `./settings.toml`, else defaults. The result is plain data: no
+//! TOML at `--config`, else `$CONFIG_FILE`, else `./settings.toml`, else `/etc/harmonia/settings.toml`, else defaults. The result is plain data: no
 //! key, handle or socket is in it, and of the files it names only the settings file itself was opened.
 
 mod file;
@@ -23,8 +23,9 @@ pub use network::{Network, Trusted};
 /// one piece at Nix's, and take a core 9 s a gigabyte.
 pub const COMPRESSION_LEVEL: i32 = 6;
 
-/// The file that is looked for in the current folder where nothing names another.
-const DEFAULT_FILE: &str = "settings.toml";
+/// The files that are looked for where nothing names another, the first that is there: in the current folder, and where
+/// packages put it.
+const DEFAULT_FILES: [&str; 2] = ["settings.toml", "/etc/harmonia/settings.toml"];
 
 const _: () = assert!(WORKERS_MAX == 1024, "messages say so");
 
@@ -278,7 +279,8 @@ pub enum Place {
 }
 
 impl Config {
-    /// Reads the file that `explicit` names, or else the environment, or else `./settings.toml` if there is one.
+    /// Reads the file that `explicit` names, or else the environment, or else the first that is there of
+    /// `./settings.toml` and `/etc/harmonia/settings.toml`.
     ///
     /// # Errors
     /// A named file that cannot be read, TOML that cannot be understood, unknown keys, values that cannot be.
@@ -289,13 +291,9 @@ impl Config {
                 Ok(text) => (Some(path), text),
                 Err(source) => return Err(ConfigError::Unreadable { path, source }),
             },
-            None => match std::fs::read_to_string(DEFAULT_FILE) {
-                Ok(text) => (Some(PathBuf::from(DEFAULT_FILE)), text),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => (None, String::new()),
-                Err(source) => return Err(ConfigError::Unreadable { path: DEFAULT_FILE.into(), source }),
-            },
+            None => first_of(&DEFAULT_FILES.map(Path::new))?,
         };
-        let settings = Settings::read(path.as_deref().unwrap_or(Path::new(DEFAULT_FILE)), &text)?;
+        let settings = Settings::read(path.as_deref().unwrap_or(Path::new(DEFAULT_FILES[0])), &text)?;
         Self::derive(settings, path, env)
     }
 
@@ -443,6 +441,20 @@ impl fmt::Display for Place {
             Self::CommandLine => f.write_str("command line"),
         }
     }
+}
+
+/// The first of these files that is there, and its text. Its path is told whole: in whichever folder somebody is, there
+/// may be another program's.
+fn first_of(files: &[&Path]) -> Result<(Option<PathBuf>, String), ConfigError> {
+    for file in files {
+        let path = || std::path::absolute(file).unwrap_or_else(|_| (*file).to_owned());
+        match std::fs::read_to_string(file) {
+            Ok(text) => return Ok((Some(path()), text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(ConfigError::Unreadable { path: path(), source }),
+        }
+    }
+    Ok((None, String::new()))
 }
 
 fn hint(nearest: Option<&str>) -> String {
@@ -874,6 +886,12 @@ mod tests {
         assert_eq!(read("precompress = 'recent'").compression.precompress, Precompress::Recent);
         assert!(refusal("precompress = 'all'").contains("must be \"none\" or \"recent\""));
         assert!(refusal("compression_cold = 'wait'").contains("`compression_cold` must be"));
+        let in_vain = read("precompress = 'recent'\ncompression_level = 3").warnings.join("\n");
+        assert!(
+            in_vain.contains("`compression_level` has no effect")
+                && in_vain.contains("`precompress` has no effect")
+        );
+        assert_eq!(read("transport_compression = true\ncompression_level = 3").warnings.len(), 1);
         let none = read("compression = 'zstd'\ncache_max_size = 0");
         assert!(none.warnings.iter().any(|said| said.contains("without a cache")));
     }
@@ -978,6 +996,14 @@ mod tests {
         assert_eq!(load(None).source, Some(two));
 
         let missing = folder.path().join("missing.toml");
+        let first = |files: &[&Path]| first_of(files).expect("they can be read");
+        assert_eq!(
+            first(&[&missing, &one, &folder.path().join("two.toml")]),
+            (Some(one.clone()), "workers = 1".into())
+        );
+        assert_eq!(first(&[&missing]), (None, String::new()));
+        let (relative, _) = first(&[&missing, Path::new("Cargo.toml")]);
+        assert!(relative.is_some_and(|path| path.is_absolute() && path.ends_with("Cargo.toml")));
         let error = Config::load(Some(&missing), &|_| None).expect_err("is not there");
         assert_eq!(error.to_string(), format!("cannot read the settings file {}", missing.display()));
         assert!(error.source().is_some());
