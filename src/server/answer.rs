@@ -53,6 +53,10 @@ const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
 /// What is served from a store path was written by whoever built it: it gets no scripts and no origin.
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "sandbox");
 
+/// What comes with a page for people.
+const PAGE: [(&str, &str); 4] =
+    [("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
+
 /// The type of a NAR.
 const NAR: (&str, &str) = ("Content-Type", "application/x-nix-archive");
 
@@ -96,6 +100,11 @@ impl<'w> Writer<'w> {
     /// Nothing is there, for now: the next request may find something.
     pub fn absent(self) -> Reply {
         self.status(Status::NotFound, &[NO_STORE])
+    }
+
+    /// The same, for people.
+    pub fn absent_page(self, page: String) -> Reply {
+        self.whole(Status::NotFound, web::CONTENT_TYPE, &PAGE, page.into())
     }
 
     /// The method is not one that a server without uploads knows.
@@ -216,9 +225,7 @@ impl<'w> Writer<'w> {
 
     /// A page of this server's own.
     pub fn page(self, page: String) -> Reply {
-        let fields =
-            [("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
-        self.document(web::CONTENT_TYPE, &fields, page.into())
+        self.document(web::CONTENT_TYPE, &PAGE, page.into())
     }
 
     /// A page about a folder of a store path.
