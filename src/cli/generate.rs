@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
+use super::output;
 use crate::causes::with_causes;
 
 /// Make man pages, or completions for a shell.
@@ -66,5 +67,5 @@ fn man_pages(folder: &Path) -> Result<(), GenerateError> {
 fn completions(shell: Shell) -> Result<(), GenerateError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut super::Arguments::command(), "harmonia", &mut script);
-    io::stdout().write_all(&script).map_err(GenerateError::Completions)
+    output::standard().write_all(&script).map_err(GenerateError::Completions)
 }
