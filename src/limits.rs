@@ -125,6 +125,10 @@ pub const FETCH_AHEAD: u64 = FETCH_BYTES / 2;
 /// moves enough to be cheap and a slow reader holds little.
 pub const TLS_BUFFER: usize = 64 << 10;
 
+/// How long each connection of this machine with itself may take by which it is found out whether the kernel encrypts;
+/// they take microseconds, or are forbidden.
+pub const TLS_PROBE: Duration = Duration::from_secs(1);
+
 /// How often the files of certificate and key are looked at. Whoever renews them replaces them days before their end.
 pub const TLS_LOOK: Duration = Duration::from_secs(10);
 
@@ -252,9 +256,6 @@ const _: () = assert!(
 /// Paths that wait to be kept, each asked for the first time that day. Of those beyond it, the next request tells.
 pub const KEEP_QUEUE: usize = 4096;
 
-/// A link is renewed at most so often: nobody sets days and means hours.
-pub const KEEP_RENEW: Duration = Duration::from_secs(24 * 3600);
-
 /// How often links are looked at that may have expired. Looking at 100,000 of them takes a fifth of a second.
 pub const KEEP_SWEEP: Duration = Duration::from_secs(3600);
 
@@ -336,6 +337,11 @@ pub const MAILBOX_SPARE: usize = 64;
 /// The most messages a mailbox has room for, whatever the number of connections: a queue's memory is taken
 /// at once, at some 100 bytes a message. Questions beyond it are answered 503.
 pub const MAILBOX_MAX: usize = 16_384;
+
+/// How many may wait on a list for one thing that is under way: a tree that is walked, the one NAR that is measured, the
+/// look at the database after the next. Whoever leaves stays on it, so connections alone do not bound it; at some 100
+/// bytes each, beyond it the answer is 503.
+pub const WAITING_MAX: usize = MAILBOX_MAX;
 
 const _: () = assert!(MAILBOX_SPARE < MAILBOX_MAX);
 

@@ -8,7 +8,7 @@ use quick_cache::unsync::Cache;
 
 use super::{NarError, Origin, Plan};
 use crate::formats::store_path::StorePathHash;
-use crate::limits::PLAN_CACHE_BYTES;
+use crate::limits::{PLAN_CACHE_BYTES, WAITING_MAX};
 
 /// Which tree a plan is of. A path that was deleted and made again has another root, so it is never served
 /// by the plan of the old one.
@@ -43,6 +43,8 @@ pub(super) enum Found<W> {
     Kept(Arc<Plan>, W),
     /// Someone makes it; the waiter is on the list.
     InTheMaking,
+    /// Someone makes it, and the list is full; the waiter is handed back.
+    Crowded(W),
     /// The caller is to make it, and then to call [`Plans::made`]; the waiter is on the list.
     ToMake,
 }
@@ -71,6 +73,9 @@ impl<W> Plans<W> {
             return Found::Kept(Arc::clone(plan), waiter);
         }
         if let Some(waiting) = table.making.get_mut(key) {
+            if waiting.len() >= WAITING_MAX {
+                return Found::Crowded(waiter);
+            }
             waiting.push(waiter);
             return Found::InTheMaking;
         }

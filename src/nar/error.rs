@@ -80,9 +80,20 @@ pub enum NarError {
         /// The root of the tree.
         root: PathBuf,
     },
+    /// Enough wait for this tree, or to have a NAR measured ([`crate::limits::WAITING_MAX`]); it can be asked for again.
+    #[error("{}: too many requests wait for it", root.display())]
+    Busy {
+        /// The root of the tree.
+        root: PathBuf,
+    },
 }
 
 impl NarError {
+    /// Whether it is a [`Damage`](super::Damage): it is reported where it is found, marked, and told of once.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::HashMismatch { .. } | Self::SizeMismatch { .. })
+    }
+
     /// The root of a tree could not be looked at.
     pub(super) fn root(root: &Path, error: &std::io::Error) -> Self {
         let root = root.to_path_buf();

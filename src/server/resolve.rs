@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::answer::{Reply, Writer};
 use super::compressed::{self, Memory};
@@ -23,13 +24,13 @@ use crate::http::Method;
 use crate::http::date::DATE_LEN;
 use crate::metrics;
 use crate::metrics::{Route as Label, WorkerMetrics};
-use crate::nar::Segment;
 use crate::nar::actor as nar;
+use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
 use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
-use crate::store::logs::LogBody;
-use crate::store::serve::{ServeAnswer, Walk};
+use crate::store::logs::{LogBody, LogError};
+use crate::store::serve::{ServeAnswer, ServeError, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
 use crate::store::{browse, files, logs, roots};
@@ -38,6 +39,8 @@ use crate::store::{browse, files, logs, roots};
 pub struct Desk<'d> {
     /// What does not change while the server runs.
     pub site: &'d Site,
+    /// The public keys of those that sign, as clients list them.
+    pub public_keys: &'d [String],
     /// The worker's view of the store; fresh where the route needs it.
     pub view: &'d mut View,
     /// Where the head of the answer is written.
@@ -151,10 +154,7 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
         Arrival::Asked => begin(exchange, desk),
         // What is in memory is told all the same.
         Arrival::Unavailable if exchange.route == Route::Landing => landing(exchange, desk, None),
-        Arrival::Unavailable => {
-            let resumable = matches!(exchange.route, Route::Nar { .. } | Route::Compressed { .. });
-            Step::Reply(desk.writer(exchange).unavailable(resumable))
-        }
+        Arrival::Unavailable => unavailable(exchange, desk),
         Arrival::Info(Info::Absent) => absent(exchange, desk),
         Arrival::Info(Info::Served(served)) => found(exchange, desk, served),
         Arrival::Info(Info::Unsized { path, nar_hash }) => Step::Ask(Question::Measure { path, nar_hash }),
@@ -229,7 +229,8 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 
 /// The landing page, with what the actor knows where it has answered.
 fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
-    let page = pages::landing(desk.site, exchange.host.as_deref(), desk.view.snapshot(), overview);
+    let (site, host, keys) = (desk.site, exchange.host.as_deref(), desk.public_keys);
+    let page = pages::landing(site, host, keys, desk.view.snapshot(), overview);
     Step::Reply(desk.writer(exchange).page(page))
 }
 
@@ -239,7 +240,7 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
         (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
         (browse::Answer::About(Some(about)), _, Some(served)) => {
-            pages::path(desk.site, exchange.host.as_deref(), served, &about)
+            pages::path(desk.site, exchange.host.as_deref(), desk.public_keys, served, &about)
         }
         _ => return absent(exchange, desk),
     };
@@ -261,7 +262,7 @@ pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
         desk.metrics.narinfo_miss();
     }
     if let Route::Path(_) | Route::Absent(Label::Path) = exchange.route {
-        return Step::Reply(desk.writer(exchange).absent_page(web::absent_path()));
+        return Step::Reply(desk.writer(exchange).absent_page(crate::web::absent_path()));
     }
     Step::Reply(desk.writer(exchange).absent())
 }
@@ -357,14 +358,78 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
         // The worker gives these to the transfer.
         nar::Answer::Fetched { .. } | nar::Answer::Read(_) => return absent(exchange, desk),
     };
-    damaged(exchange, desk, "a valid path cannot be served", &failed)
+    unreadable(exchange, desk, &failed)
+}
+
+/// A valid path whose NAR cannot be had.
+pub(super) fn unreadable(exchange: &Exchange, desk: &mut Desk<'_>, error: &NarError) -> Step {
+    // It is quarantined, and that is told once.
+    if error.is_damage() {
+        return absent(exchange, desk);
+    }
+    damaged(exchange, desk, "a valid path cannot be served", error)
 }
 
 /// Something valid that cannot be sent. The client gets a 404 and goes to its next substituter, where a 5xx
-/// would have it try here again; the operator reads what is wrong.
-pub(super) fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &dyn Error) -> Step {
+/// would have it try here again; that it should where the cause passes. The operator reads what is wrong.
+fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &impl Failure) -> Step {
     desk.faults.tell(desk.now, what, error);
-    absent(exchange, desk)
+    if error.passes() { unavailable(exchange, desk) } else { absent(exchange, desk) }
+}
+
+/// It cannot be answered now.
+fn unavailable(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
+    let resumable = matches!(exchange.route, Route::Nar { .. } | Route::Compressed { .. });
+    Step::Reply(desk.writer(exchange).unavailable(resumable))
+}
+
+/// Why something valid cannot be sent.
+pub(super) trait Failure: Error + Sized + 'static {
+    /// Whether it says nothing of the path, so that the next request may have it.
+    fn passes(&self) -> bool;
+}
+
+impl Failure for NarError {
+    fn passes(&self) -> bool {
+        match self {
+            Self::Unreadable { errno, .. } => is_shortage(*errno),
+            Self::Busy { .. } => true,
+            Self::Missing { .. } | Self::Odd { .. } | Self::Changed { .. } => false,
+            Self::SizeMismatch { .. } | Self::HashMismatch { .. } => false,
+            Self::Collision { .. } | Self::TooLarge { .. } => false,
+        }
+    }
+}
+
+impl Failure for LogError {
+    fn passes(&self) -> bool {
+        match self {
+            Self::File { source, .. } => Errno::from_io_error(source).is_some_and(is_shortage),
+            Self::Busy => true,
+            Self::Damaged { .. } => false,
+        }
+    }
+}
+
+impl Failure for ServeError {
+    fn passes(&self) -> bool {
+        Errno::from_io_error(&self.source).is_some_and(is_shortage)
+    }
+}
+
+/// Whether the system lacked what it needed to look, and a moment later may have it. A disk that fails is none: it fails
+/// again, and another substituter has the path.
+fn is_shortage(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::AGAIN
+            | Errno::INTR
+            | Errno::TIMEDOUT
+    )
 }
 
 /// The derivation whose log was asked for by an output or by a hash part.
@@ -387,9 +452,8 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
             Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader)))
         }
         files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => Step::Reply(desk.writer(exchange).text(bytes)),
-        files::Answer::Log(Err(logs::LogError::Busy)) => {
-            Step::Reply(desk.writer(exchange).unavailable(false))
-        }
+        // Many readers are no fault to tell of.
+        files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
         files::Answer::Log(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
         files::Answer::Served(Ok(found)) => walked(exchange, desk, found),
         files::Answer::Served(Err(error)) => {

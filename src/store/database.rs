@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::StoreError;
@@ -189,6 +190,12 @@ impl Database {
         }
     }
 
+    /// The rollback journal, if there is one with something in it: a transaction under way, or one whose writer died.
+    pub(super) fn journal(&self) -> Option<&Path> {
+        let has_content = fs::metadata(&self.journal).is_ok_and(|metadata| metadata.size() > 0);
+        has_content.then_some(&*self.journal)
+    }
+
     /// Whether the connection in use is an immutable one.
     #[cfg(test)]
     pub(super) fn is_immutable(&self) -> bool {
@@ -245,6 +252,7 @@ impl Database {
         let open = || {
             let connection = Connection::open_with_flags(&self.path, flags)?;
             connection.busy_timeout(Duration::ZERO)?;
+            keep_plans(&connection)?;
             data_version(&connection)?;
             let has_wal = connection.pragma_query_value(None, "journal_mode", |row| {
                 Ok(row.get_ref(0)?.as_str()?.eq_ignore_ascii_case("wal"))
@@ -272,13 +280,13 @@ impl Database {
     fn open_immutable(&self, before: Identity) -> Result<Link, Trouble> {
         // A journal with content is a transaction to be rolled back, by a writer. Without locks and without
         // that, what is in the file is not a database.
-        let journal = fs::metadata(&self.journal).map_or(0, |metadata| metadata.size());
-        if before.wal == Wal::Frames || journal > 0 || !is_quiet(before.modified) {
+        if before.wal == Wal::Frames || self.journal().is_some() || !is_quiet(before.modified) {
             return Err(Trouble::Busy);
         }
         let flags =
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let connection = Connection::open_with_flags(immutable_uri(&self.path), flags)
+            .and_then(|connection| keep_plans(&connection).map(|()| connection))
             .map_err(|error| self.trouble(error))?;
         if self.identity()? != before {
             return Err(Trouble::Busy);
@@ -298,6 +306,7 @@ impl Database {
         Identity::read(&self.path, &self.wal).map_err(|source| {
             Trouble::Unreadable(match source.kind() {
                 io::ErrorKind::NotFound => StoreError::NoDatabase { path: self.path.clone() },
+                io::ErrorKind::InvalidInput => StoreError::NotAFile { path: self.path.clone() },
                 _ => StoreError::File { path: self.path.clone(), source },
             })
         })
@@ -361,7 +370,7 @@ impl Held {
     fn new(path: &Path, wal: &Path, identity: &Identity) -> Option<Self> {
         let (file, wal) = (files::hold(path).ok()?, files::hold(wal).ok()?);
         let (metadata, wal_metadata) = (file.metadata().ok()?, wal.metadata().ok()?);
-        let now = Identity::of(&metadata, Wal::of(Some(&wal_metadata)));
+        let now = Identity::of(&metadata, Some(&wal_metadata));
         let was = FileState::of(&metadata);
         let held = Self { file, was, wal, wal_was: WalState::of(&wal_metadata), named: Instant::now() };
         (now == *identity && was.links > 0 && is_quiet(was.changed)).then_some(held)
@@ -397,6 +406,12 @@ impl WalState {
 /// Whether a plain open failed for want of a `-wal` and `-shm` that this user may not make.
 fn needs_immutable(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen))
+}
+
+/// Has a statement that was prepared once stay as it is. Else SQLite plans some anew for each value that is bound, in
+/// case its statistics advise another way: a tenth of what a path costs that is asked for the first time.
+fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
@@ -437,6 +452,8 @@ struct Identity {
     /// In seconds since 1970, and nanoseconds.
     modified: (i64, i64),
     wal: Wal,
+    /// A log that was removed and made anew is not the one that an open connection reads.
+    wal_file: Option<FileId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -448,17 +465,29 @@ enum Wal {
 
 impl Identity {
     fn read(path: &Path, wal: &Path) -> io::Result<Self> {
-        let wal = Wal::of(fs::metadata(wal).as_ref().ok());
-        Ok(Self::of(&fs::metadata(path)?, wal))
+        let wal = fs::metadata(wal).ok();
+        let metadata = fs::metadata(path)?;
+        if !metadata.is_file() {
+            // To open a fifo would wait for whoever writes to it.
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        Ok(Self::of(&metadata, wal.as_ref()))
     }
 
-    fn of(metadata: &Metadata, wal: Wal) -> Self {
+    fn of(metadata: &Metadata, wal: Option<&Metadata>) -> Self {
         Self {
-            file: FileId { device: metadata.dev(), inode: metadata.ino() },
+            file: FileId::of(metadata),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
-            wal,
+            wal: Wal::of(wal),
+            wal_file: wal.map(FileId::of),
         }
+    }
+}
+
+impl FileId {
+    fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 
