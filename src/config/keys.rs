@@ -164,7 +164,7 @@ pub const KEYS: [Key; 31] = [
         "request_log",
         "\"none\", \"text\" or \"json\"",
         "`\"none\"`",
-        "A line for each request, on standard output",
+        "A line for each request, on standard output; all else that is logged is then on standard error",
     ),
     key("request_log_agent", BOOLEAN, "`false`", "Whether that line has the client's user agent"),
     key(

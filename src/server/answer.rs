@@ -52,9 +52,7 @@ pub struct Document {
 impl Document {
     /// A page of this server's own.
     pub fn page(page: String) -> Self {
-        const FIELDS: Fields<'static> =
-            &[("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
-        Self { kind: web::CONTENT_TYPE, fields: FIELDS, body: page.into() }
+        Self { kind: web::CONTENT_TYPE, fields: PAGE, body: page.into() }
     }
 
     /// A page about a folder of a store path.
@@ -81,6 +79,10 @@ const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
 const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
 /// What is served from a store path was written by whoever built it: it gets no scripts and no origin.
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "sandbox");
+
+/// What comes with a page for people.
+const PAGE: Fields<'static> =
+    &[("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
 
 /// The type of a NAR.
 const NAR: (&str, &str) = ("Content-Type", "application/x-nix-archive");
@@ -125,6 +127,11 @@ impl<'w> Writer<'w> {
     /// Nothing is there, for now: the next request may find something.
     pub fn absent(self) -> Reply {
         self.status(Status::NotFound, &[NO_STORE])
+    }
+
+    /// The same, for people.
+    pub fn absent_page(self, page: String) -> Reply {
+        self.whole(Status::NotFound, web::CONTENT_TYPE, PAGE, page.into())
     }
 
     /// The method is not one that a server without uploads knows.

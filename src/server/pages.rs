@@ -100,7 +100,8 @@ pub fn folder(exchange: &Exchange, folder: &Folder) -> String {
             EntryKind::Link => web::EntryKind::Link,
         },
     });
-    web::folder(&place(exchange), entries, folder.cut)
+    let name = exchange.served.as_ref().map(|served| served.info.path.name());
+    web::folder(&place(exchange), name, entries, folder.cut)
 }
 
 /// Where a folder that was asked for without a slash is, relative to its own URL.

@@ -23,7 +23,7 @@ use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::http::date::DATE_LEN;
 use crate::http::{Method, Status, Version};
 use crate::metrics;
-use crate::metrics::WorkerMetrics;
+use crate::metrics::{Route as Label, WorkerMetrics};
 use crate::nar::actor as nar;
 use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
@@ -266,6 +266,9 @@ fn look_up(exchange: &mut Exchange, desk: &mut Desk<'_>, path: StorePathHash) ->
 pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
     if matches!(exchange.route, Route::Narinfo { .. }) {
         desk.metrics.narinfo_miss();
+    }
+    if let Route::Path(_) | Route::Absent(Label::Path) = exchange.route {
+        return Step::Reply(desk.writer(exchange).absent_page(crate::web::absent_path()));
     }
     Step::Reply(desk.writer(exchange).absent())
 }
