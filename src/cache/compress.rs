@@ -101,10 +101,9 @@ struct State {
 
 /// What a thread does next.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a thread has one at a time, on its stack")]
 enum Turn {
     /// A chunk of a NAR.
-    Chunk(Task),
+    Chunk(Box<Task>),
     /// A frame that is gone.
     Frame(Again),
 }
@@ -254,7 +253,7 @@ impl Compressor {
         let mut encoder = None;
         while let Some(turn) = self.0.next() {
             match turn {
-                Turn::Chunk(task) => self.step(task, &mut encoder),
+                Turn::Chunk(task) => self.step(*task, &mut encoder),
                 Turn::Frame(again) => self.make_again(&again, &mut encoder),
             }
         }
@@ -490,7 +489,7 @@ impl State {
     /// Frames that are made again and NARs have their turns one after the other.
     fn turn(&mut self) -> Option<Turn> {
         let frame = if self.was_again { None } else { self.again.pop_front() };
-        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(Turn::Chunk));
+        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(|task| Turn::Chunk(task.into())));
         let turn = turn.or_else(|| self.again.pop_front().map(Turn::Frame));
         self.was_again = matches!(turn, Some(Turn::Frame(_)));
         turn

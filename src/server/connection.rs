@@ -61,7 +61,6 @@ impl State {
 }
 
 /// What came of the bytes so far.
-#[expect(clippy::large_enum_variant, reason = "a box would be allocated on the way of every request")]
 #[derive(Debug)]
 pub enum Next {
     /// Nothing yet: more must arrive.

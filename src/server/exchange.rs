@@ -46,7 +46,7 @@ pub struct Exchange {
     /// How many NARs had been compressed when a narinfo's was asked for.
     pub finished: u64,
     /// The Host that the client named, where a page shows it.
-    pub host: Option<String>,
+    pub host: Option<Box<str>>,
     /// Whether that was by `https`, where a proxy has said so.
     pub is_encrypted: Option<bool>,
     /// The client takes an answer that is encoded by zstd.
@@ -109,9 +109,7 @@ impl Exchange {
         let takes_zstd =
             may_be_encoded(&route) && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
         let host = match route {
-            Route::Landing | Route::Path(_) => {
-                request.host.map(|host| String::from_utf8_lossy(host).into_owned())
-            }
+            Route::Landing | Route::Path(_) => request.host.map(|host| String::from_utf8_lossy(host).into()),
             _ => None,
         };
         Self {
