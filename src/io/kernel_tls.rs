@@ -401,8 +401,10 @@ mod system {
             Some(header)
                 if header.cmsg_level == libc::SOL_TLS && header.cmsg_type == libc::TLS_GET_RECORD_TYPE =>
             {
-                // SAFETY: behind the header there is room for one byte, which the kernel wrote.
-                unsafe { *libc::CMSG_DATA(first) }
+                // SAFETY: it is arithmetic: the place behind the header.
+                let data = unsafe { libc::CMSG_DATA(first) };
+                // SAFETY: there is room for one byte, in `control`, and the kernel wrote it.
+                unsafe { data.read() }
             }
             // The kernel says it of every record; only the end has none.
             _ => 0,
