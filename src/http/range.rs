@@ -1,4 +1,5 @@
-//! Range, If-Range and If-None-Match (RFC 9110 sections 13 and 14).
+//! Range, If-Range, If-Match and If-None-Match (RFC 9110 sections 13 and 14). Nothing here has a date of its last change:
+//! so If-Modified-Since and If-Unmodified-Since say nothing (sections 13.1.3 and 13.1.4).
 //!
 //! One range is served. Several in one header get the whole with 200: a server may ignore Range
 //! (section 14.2), nobody fetches NARs that way, and `multipart/byteranges` is a way to ask for much with
@@ -21,7 +22,7 @@ pub enum RangeOutcome {
 }
 
 /// Decides what to send of a representation of `len` bytes whose strong entity tag is `etag`, quotes
-/// included (empty where it has none: then no If-Range matches). The same for GET and HEAD.
+/// included (empty where it has none: then no If-Range matches). For GET: with another method Range means nothing.
 ///
 /// A header that is not understood is ignored, as RFC 9110 section 14.2 allows: unknown units, several
 /// ranges, bad syntax. On an empty representation `bytes=0-` and a suffix get the whole, which is what they
@@ -35,19 +36,45 @@ pub fn resolve(range: Option<&[u8]>, if_range: Option<&[u8]>, etag: &str, len: u
     spec.of(len)
 }
 
+/// Which bytes that will be, from and up to, as far as it is known without the length: those beyond the end do not count.
+/// `None` where only the length tells.
+pub fn foresee(range: Option<&[u8]>, if_range: Option<&[u8]>, etag: &str) -> Option<(u64, u64)> {
+    // The longest there can be: what is cut off by its end is so whatever the length is.
+    match resolve(range, if_range, etag, u64::MAX) {
+        RangeOutcome::Whole => Some((0, u64::MAX)),
+        RangeOutcome::Part { start, end } => {
+            let is_suffix = matches!(range.and_then(single_range), Some(Spec::Suffix(_)));
+            (!is_suffix).then_some((start, end))
+        }
+        RangeOutcome::Unsatisfiable => None,
+    }
+}
+
 /// Whether If-None-Match matches a representation whose entity tag is `etag`, quotes included: then the
 /// answer is 304, before Range is looked at. A list or `*`; tags compare weakly (section 13.1.2).
 pub fn none_match(header: &[u8], etag: &str) -> bool {
+    names(header, etag, true)
+}
+
+/// Whether If-Match holds for a representation whose entity tag is `etag`, quotes included: if not, the answer is 412.
+/// A list or `*`; tags compare strongly (section 13.1.1).
+pub fn if_match(header: &[u8], etag: &str) -> bool {
+    names(header, etag, false)
+}
+
+/// Whether a list of entity tags has this one; as a weak one too, where that counts.
+fn names(header: &[u8], etag: &str, weakly: bool) -> bool {
     if header == b"*" {
         return true;
     }
     let mut rest = header;
     loop {
         rest = trim_start(rest, b" \t,");
-        let tag = rest.strip_prefix(b"W/").unwrap_or(rest);
+        let weak = rest.strip_prefix(b"W/");
+        let tag = weak.unwrap_or(rest);
         let Some(opaque) = tag.strip_prefix(b"\"") else { return false };
         let Some(close) = memchr::memchr(b'"', opaque) else { return false };
-        if &tag[..close + 2] == etag.as_bytes() {
+        if &tag[..close + 2] == etag.as_bytes() && (weakly || weak.is_none()) {
             return true;
         }
         rest = &opaque[close + 1..];
@@ -204,6 +231,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn if_match_compares_strongly() {
+        for (header, holds) in [
+            ("\"tag\"", true),
+            ("*", true),
+            ("\"a\", \"tag\"", true),
+            ("W/\"tag\", \"tag\"", true),
+            ("W/\"tag\"", false),
+            ("\"other\"", false),
+            ("", false),
+            ("tag", false),
+        ] {
+            assert_eq!(if_match(header.as_bytes(), "\"tag\""), holds, "{header}");
+        }
+    }
+
     /// Says it as RFC 9110 does, byte position by byte position.
     fn naive(first: Option<u64>, last: Option<u64>, len: u64) -> RangeOutcome {
         let wanted: Vec<u64> = match (first, last) {
@@ -219,7 +262,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_can_be_foreseen_is_what_is_sent() {
+        let foresee =
+            |header: &str, if_range: Option<&[u8]>| foresee(Some(header.as_bytes()), if_range, "\"tag\"");
+        assert_eq!(super::foresee(None, None, ""), Some((0, u64::MAX)));
+        assert_eq!(foresee("bytes=5-", None), Some((5, u64::MAX)));
+        assert_eq!(foresee("bytes=5-9", Some(b"\"tag\"")), Some((5, 10)));
+        assert_eq!(foresee("bytes=5-9", Some(b"\"other\"")), Some((0, u64::MAX)));
+        assert_eq!(foresee("bytes=5-9, 20-", None), Some((0, u64::MAX)));
+        assert_eq!(foresee("bytes=-9", None), None);
+        assert_eq!(foresee("bytes=99999999999999999999-", None), None);
+    }
+
     proptest! {
+        #[test]
+        fn nothing_is_foreseen_that_is_not_sent(first: u8, last in proptest::option::of(any::<u8>()), len in 1u64..300) {
+            let header = format!("bytes={first}-{}", last.map_or(String::new(), |last| last.to_string()));
+            let foreseen = foresee(Some(header.as_bytes()), None, "\"tag\"");
+            if let Part { start, end } = of(&header, len) {
+                prop_assert_eq!(foreseen.map(|(first, last)| (first, last.min(len))), Some((start, end)));
+            }
+        }
+
         #[test]
         fn as_the_naive_model(first in proptest::option::of(0u64..40), last in proptest::option::of(0u64..40), len in 1u64..30) {
             // The other way round has no meaning, and is tested above.

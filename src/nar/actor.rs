@@ -173,7 +173,8 @@ impl Actor {
         }
     }
 
-    /// Answers one request; what it fetches is fetched with `fetcher`. A request for a plan that another thread is making is answered by that thread.
+    /// Answers one request; what it fetches is fetched with `fetcher`. A request for a plan that another thread is making is
+    /// answered by that thread.
     pub fn handle(&self, request: Request, fetcher: &mut Fetcher) {
         match request {
             Request::Open { ticket, path, root, nar_hash, nar_size } => {
@@ -423,6 +424,7 @@ mod tests {
         let (first, second) = (answers.try_recv().expect("answer"), answers.try_recv().expect("answer"));
         assert!(matches!(first, (at, Answer::Opened(Err(_))) if at == ticket(7)));
         assert!(matches!(second, (at, Answer::Listing(Err(_))) if at == ticket(8)));
+        assert_eq!(answers.try_iter().count(), WAITING_MAX - 2, "each of the others, too");
         open(&actor, &answers, &root, size).expect("a failure is not kept");
     }
 

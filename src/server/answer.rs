@@ -40,6 +40,32 @@ pub struct Writer<'w> {
 /// Header lines: names and values.
 type Fields<'f> = &'f [(&'f str, &'f str)];
 
+/// A document that is made for one request.
+#[derive(Debug)]
+pub struct Document {
+    kind: &'static str,
+    fields: Fields<'static>,
+    /// As it is.
+    pub body: Bytes,
+}
+
+impl Document {
+    /// A page of this server's own.
+    pub fn page(page: String) -> Self {
+        Self { kind: web::CONTENT_TYPE, fields: PAGE, body: page.into() }
+    }
+
+    /// A page about a folder of a store path.
+    pub fn folder(page: String) -> Self {
+        Self { kind: web::CONTENT_TYPE, fields: &[NO_SNIFFING, SANDBOX, NO_STORE], body: page.into() }
+    }
+
+    /// The listing of a store path.
+    pub fn listing(body: Bytes) -> Self {
+        Self { kind: "application/json", fields: &[], body }
+    }
+}
+
 /// A year, the most that RFC 9111's forebears allowed; and never to be asked for again meanwhile.
 const IMMUTABLE: (&str, &str) = ("Cache-Control", "max-age=31536000, immutable");
 const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
@@ -47,6 +73,7 @@ const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 const DAY: (&str, &str) = ("Cache-Control", "max-age=86400");
 const RANGES: (&str, &str) = ("Accept-Ranges", "bytes");
 const VARY: (&str, &str) = ("Vary", "Accept-Encoding");
+const ZSTD: (&str, &str) = ("Content-Encoding", "zstd");
 const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
 /// What somebody looked for is nobody else's business.
 const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
@@ -54,8 +81,8 @@ const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "sandbox");
 
 /// What comes with a page for people.
-const PAGE: [(&str, &str); 4] =
-    [("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
+const PAGE: Fields<'static> =
+    &[("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
 
 /// The type of a NAR.
 const NAR: (&str, &str) = ("Content-Type", "application/x-nix-archive");
@@ -104,7 +131,7 @@ impl<'w> Writer<'w> {
 
     /// The same, for people.
     pub fn absent_page(self, page: String) -> Reply {
-        self.whole(Status::NotFound, web::CONTENT_TYPE, &PAGE, page.into())
+        self.whole(Status::NotFound, web::CONTENT_TYPE, PAGE, page.into())
     }
 
     /// The method is not one that a server without uploads knows.
@@ -128,9 +155,16 @@ impl<'w> Writer<'w> {
         self.document("application/json", &[("Nix-Link", nar_url), DAY], json.into())
     }
 
-    /// The client has the NAR already.
-    pub fn nar_not_modified(self, etag: &str) -> Reply {
-        self.not_modified(etag, IMMUTABLE)
+    /// What the conditions had to say instead of a NAR ([`Conditions::verdict`]).
+    pub fn instead_of_nar(self, verdict: Status, etag: &str) -> Reply {
+        self.instead(verdict, etag, IMMUTABLE)
+    }
+
+    fn instead(self, verdict: Status, etag: &str, lasting: (&str, &str)) -> Reply {
+        match verdict {
+            Status::NotModified => self.not_modified(etag, lasting),
+            status => self.status(status, &[]),
+        }
     }
 
     /// The client has it already; `lasting` is what the whole would say of how long, since a cache takes it over.
@@ -176,7 +210,7 @@ impl<'w> Writer<'w> {
             Format::Xz => "application/x-xz",
         };
         let fields = [("Content-Type", kind), IMMUTABLE];
-        if let Some(length) = stream.left() {
+        if let Some(length) = stream.file_size() {
             return self.part(etag, conditions, length, &fields, |start, end| {
                 stream.set_range(start, end);
                 Body::Awaited(Source::Compressed(Box::new(stream)), lease)
@@ -188,18 +222,11 @@ impl<'w> Writer<'w> {
 
     /// A NAR encoded for this transfer: all of it, and no promise that a part could be had.
     pub fn encoded_nar(self, etag: &str, stream: Stream, lease: Option<Lease>) -> Reply {
-        let length = stream.left();
-        let fields = [NAR, ("Content-Encoding", "zstd"), VARY, IMMUTABLE, ("ETag", etag)];
+        let length = stream.file_size();
+        let fields = [NAR, ZSTD, VARY, IMMUTABLE, ("ETag", etag)];
         let source = Source::Compressed(Box::new(stream));
         let Some(length) = length else { return self.stream(&fields, source, lease) };
-        let Self { head, date, version, keep_alive, head_only, .. } = self;
-        let begun = fields
-            .iter()
-            .fold(Head::new(head, Status::Ok, date), |begun, (name, value)| begun.header(name, value));
-        begun.content_length(length).finish(version, keep_alive);
-        let (body, length) =
-            if head_only { (Body::Empty, 0) } else { (Body::Awaited(source, lease), length) };
-        Reply { status: Status::Ok, body, framing: Framing::Length(length) }
+        self.known(Status::Ok, &fields, length, Body::Awaited(source, lease))
     }
 
     /// A file of a store path, or the part of it that was asked for. `served` is the path whose hash is its
@@ -212,8 +239,8 @@ impl<'w> Writer<'w> {
         file: Option<Segment>,
     ) -> Reply {
         let etag = served.map_or("", |served| &served.nar_etag);
-        if conditions.is_some_and(|conditions| conditions.match_tag(etag)) {
-            return self.not_modified(etag, DAY);
+        if let Some(verdict) = conditions.and_then(|conditions| conditions.verdict(etag)) {
+            return self.instead(verdict, etag, DAY);
         }
         let fields = [("Content-Type", kind), DAY, NO_SNIFFING, SANDBOX];
         let length = file.as_ref().map_or(0, Segment::len);
@@ -223,15 +250,19 @@ impl<'w> Writer<'w> {
         })
     }
 
-    /// A page of this server's own.
-    pub fn page(self, page: String) -> Reply {
-        self.document(web::CONTENT_TYPE, &PAGE, page.into())
+    /// A document, as it is or encoded.
+    pub fn own(self, document: &Document, encoded: Option<Bytes>) -> Reply {
+        let fields = [document.fields, self.coding(encoded.is_some())].concat();
+        self.document(document.kind, &fields, encoded.unwrap_or_else(|| document.body.clone()))
     }
 
-    /// A page about a folder of a store path.
-    pub fn folder(self, page: String) -> Reply {
-        let fields = [NO_SNIFFING, SANDBOX, NO_STORE];
-        self.document(web::CONTENT_TYPE, &fields, page.into())
+    /// What is said of an answer's coding, where there are two.
+    fn coding(&self, is_encoded: bool) -> Fields<'static> {
+        match (is_encoded, self.varies) {
+            (true, _) => &[ZSTD, VARY],
+            (false, true) => &[VARY],
+            (false, false) => &[],
+        }
     }
 
     /// Another URL, relative to this one.
@@ -240,30 +271,41 @@ impl<'w> Writer<'w> {
     }
 
     /// A build log that is in memory.
-    pub fn text(self, bytes: Bytes) -> Reply {
-        self.document(LOG, &[NO_SNIFFING], bytes)
+    pub fn text(self, bytes: Bytes, is_encoded: bool) -> Reply {
+        let fields = [&[NO_SNIFFING], self.coding(is_encoded)].concat();
+        self.document(LOG, &fields, bytes)
     }
 
     /// A whole file as text: a build log.
     pub fn text_file(self, file: Option<Segment>) -> Reply {
-        let Self { head, date, version, keep_alive, head_only, .. } = self;
         let length = file.as_ref().map_or(0, Segment::len);
-        Head::new(head, Status::Ok, date)
-            .header("Content-Type", LOG)
-            .header(NO_SNIFFING.0, NO_SNIFFING.1)
-            .content_length(length)
-            .finish(version, keep_alive);
-        match file.filter(|_| !head_only) {
-            Some(file) => {
-                Reply { status: Status::Ok, body: Body::File(file), framing: Framing::Length(length) }
-            }
-            None => Reply { status: Status::Ok, body: Body::Empty, framing: Framing::Length(0) },
-        }
+        let fields = [&[("Content-Type", LOG), NO_SNIFFING], self.coding(false)].concat();
+        self.known(Status::Ok, &fields, length, file.map_or(Body::Empty, Body::File))
     }
 
     /// A build log whose length is not known before it ends.
-    pub fn text_stream(self, source: Source) -> Reply {
-        self.stream(&[("Content-Type", LOG), NO_SNIFFING], source, None)
+    pub fn text_stream(self, source: Source, is_encoded: bool) -> Reply {
+        let fields = [&[("Content-Type", LOG), NO_SNIFFING], self.coding(is_encoded)].concat();
+        self.stream(&fields, source, None)
+    }
+
+    /// A build log of so many bytes that is decoded as it goes.
+    pub fn text_of_length(self, length: u64, source: Source) -> Reply {
+        self.known(Status::Ok, &[("Content-Type", LOG), NO_SNIFFING], length, Body::Awaited(source, None))
+    }
+
+    /// A body of known length.
+    fn known(self, status: Status, fields: Fields<'_>, length: u64, body: Body) -> Reply {
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
+        let mut begun = Head::new(head, status, date);
+        for (name, value) in fields {
+            begun = begun.header(name, value);
+        }
+        begun.content_length(length).finish(version, keep_alive);
+        if head_only || length == 0 {
+            return Reply { status, body: Body::Empty, framing: Framing::Length(0) };
+        }
+        Reply { status, body, framing: Framing::Length(length) }
     }
 
     /// A body whose length is not known before it ends.

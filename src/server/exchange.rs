@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::answer::Document;
 use super::route::Route;
+use crate::cache::Interest;
 use crate::formats::store_path::StorePath;
-use crate::http::{Body, Method, Request, Version, accepts, range};
+use crate::http::{Body, Method, Request, Status, Version, accepts, range};
 use crate::limits;
 use crate::metrics::Route as Label;
 use crate::store::roots::Lease;
@@ -37,18 +39,24 @@ pub struct Exchange {
     pub started: Instant,
     /// Keeps the store path from being collected, once an actor has taken it.
     pub lease: Option<Lease>,
+    /// Somebody waits for what is compressed, as long as this is held.
+    pub interest: Option<Arc<Interest>>,
     /// The path, while something is made of it.
     pub served: Option<Arc<Served>>,
     /// How many NARs had been compressed when a narinfo's was asked for.
     pub finished: u64,
     /// The Host that the client named, where a page shows it.
-    pub host: Option<String>,
+    pub host: Option<Box<str>>,
+    /// Whether that was by `https`, where a proxy has said so.
+    pub is_encrypted: Option<bool>,
     /// The client takes an answer that is encoded by zstd.
     pub takes_zstd: bool,
     /// Whether it does matters to the answer: caches on the way must know.
     pub varies: bool,
     /// The answer is a NAR encoded for this transfer.
     pub is_encoded: bool,
+    /// What is answered, once it is encoded.
+    pub document: Option<Box<Document>>,
     /// A walk to a served file that waits to hear whether this path is valid.
     pub walk: Option<Box<(StorePath, Walk)>>,
 }
@@ -60,42 +68,54 @@ pub struct Conditions {
     pub range: Option<Vec<u8>>,
     /// If-Range
     pub if_range: Option<Vec<u8>>,
+    /// If-Match
+    pub if_match: Option<Vec<u8>>,
     /// If-None-Match
     pub if_none_match: Option<Vec<u8>>,
 }
 
 impl Conditions {
-    /// Whether the client has the representation with this strong tag already.
-    pub fn match_tag(&self, etag: &str) -> bool {
-        !etag.is_empty() && self.if_none_match.as_deref().is_some_and(|tags| range::none_match(tags, etag))
+    /// What is answered instead of the representation with this strong tag, before Range is looked at: that the client
+    /// wants another one, or has it already (RFC 9110 section 13.2.2). Where there is no tag there is nothing to compare.
+    pub fn verdict(&self, etag: &str) -> Option<Status> {
+        if etag.is_empty() {
+            return None;
+        }
+        if self.if_match.as_deref().is_some_and(|tags| !range::if_match(tags, etag)) {
+            return Some(Status::PreconditionFailed);
+        }
+        let has_it = self.if_none_match.as_deref().is_some_and(|tags| range::none_match(tags, etag));
+        has_it.then_some(Status::NotModified)
     }
 }
 
 impl Exchange {
     /// The exchange that a request begins. `last` closes the connection after it.
     pub fn new(request: &Request<'_>, last: bool, now: Instant) -> Self {
-        let conditional =
-            request.range.is_some() || request.if_range.is_some() || request.if_none_match.is_some();
+        // A range is defined for GET alone (RFC 9110 section 14.2).
+        let range = request.range.filter(|_| request.method == Method::Get);
+        let fields = [range, request.if_range, request.if_match, request.if_none_match];
+        let conditional = fields.iter().any(Option::is_some);
         let conditions = conditional.then(|| {
             Box::new(Conditions {
-                range: request.range.map(<[u8]>::to_vec),
+                range: range.map(<[u8]>::to_vec),
                 if_range: request.if_range.map(<[u8]>::to_vec),
+                if_match: request.if_match.map(<[u8]>::to_vec),
                 if_none_match: request.if_none_match.map(<[u8]>::to_vec),
             })
         });
         let route = Route::of(&request.target);
         // No other answer depends on it.
-        let takes_zstd = matches!(route, Route::Nar { .. })
-            && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
+        let takes_zstd =
+            may_be_encoded(&route) && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
         let host = match route {
-            Route::Landing | Route::Path(_) => {
-                request.host.map(|host| String::from_utf8_lossy(host).into_owned())
-            }
+            Route::Landing | Route::Path(_) => request.host.map(|host| String::from_utf8_lossy(host).into()),
             _ => None,
         };
         Self {
             route,
             host,
+            is_encrypted: None,
             method: request.method,
             version: request.version,
             keep_alive: request.keep_alive && !last && droppable(request),
@@ -104,11 +124,13 @@ impl Exchange {
             conditions,
             started: now,
             lease: None,
+            interest: None,
             served: None,
             finished: 0,
             takes_zstd,
             varies: false,
             is_encoded: false,
+            document: None,
             walk: None,
         }
     }
@@ -118,6 +140,7 @@ impl Exchange {
         Self {
             route: Route::Absent(Label::Other),
             host: None,
+            is_encrypted: None,
             method: Method::Other,
             version: Version::H11,
             keep_alive: false,
@@ -126,11 +149,13 @@ impl Exchange {
             conditions: None,
             started: now,
             lease: None,
+            interest: None,
             served: None,
             finished: 0,
             takes_zstd: false,
             varies: false,
             is_encoded: false,
+            document: None,
             walk: None,
         }
     }
@@ -149,14 +174,36 @@ impl Exchange {
         }
     }
 
+    /// Whether the answer, of which there are two forms, is to be the encoded one. A part is always of the other.
+    pub fn is_to_be_encoded(&self) -> bool {
+        self.varies && self.takes_zstd && !self.wants_range()
+    }
+
     /// Whether a part of the answer is asked for.
     pub fn wants_range(&self) -> bool {
         self.conditions.as_ref().is_some_and(|conditions| conditions.range.is_some())
     }
 
+    /// What its conditions have answered instead of what has this tag.
+    pub fn verdict(&self, etag: &str) -> Option<Status> {
+        self.conditions.as_ref()?.verdict(etag)
+    }
+
     /// Whether only the head of the answer is wanted.
     pub fn head_only(&self) -> bool {
         self.method == Method::Head
+    }
+}
+
+/// Whether there can be an encoded form of the answer.
+fn may_be_encoded(route: &Route) -> bool {
+    match route {
+        Route::Nar { .. } | Route::Listing(_) | Route::Log(_) => true,
+        Route::Landing | Route::Search(_) | Route::Path(_) | Route::Serve { .. } => true,
+        Route::Narinfo { .. } | Route::Compressed { .. } | Route::Realisation(_) | Route::DebugInfo(_) => {
+            false
+        }
+        Route::CacheInfo | Route::Version | Route::Health | Route::Metrics | Route::Absent(_) => false,
     }
 }
 

@@ -8,20 +8,20 @@ use std::time::Instant;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::answer::{Reply, Writer};
+use super::answer::{Document, Reply, Writer};
 use super::compressed::{self, Memory};
 use super::exchange::Exchange;
 use super::faults::Faults;
 use super::route::{LogName, Route};
 use super::transfer::Source;
-use super::{Site, VERSION, pages};
+use super::{Site, VERSION, document, pages};
 use crate::cache::actor::{self as cache, When};
 use crate::cache::compress::Wanted;
 use crate::formats::hash::Sha256;
 use crate::formats::realisation::OutputId;
 use crate::formats::store_path::{StorePath, StorePathHash};
-use crate::http::Method;
 use crate::http::date::DATE_LEN;
+use crate::http::{Method, Status, Version};
 use crate::metrics;
 use crate::metrics::{Route as Label, WorkerMetrics};
 use crate::nar::actor as nar;
@@ -29,11 +29,11 @@ use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
 use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
-use crate::store::logs::{LogBody, LogError};
+use crate::store::logs::{LogBody, LogError, LogReader};
 use crate::store::serve::{ServeAnswer, ServeError, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
-use crate::store::{browse, files, logs, roots};
+use crate::store::{browse, files, logs};
 
 /// What a step knows besides the request.
 pub struct Desk<'d> {
@@ -74,8 +74,6 @@ pub enum Arrival {
     Document(Option<Bytes>),
     /// The derivation whose log is asked for.
     Deriver(Option<StorePath>),
-    /// A temporary root.
-    Rooted(roots::Lease),
     /// A plan, or what is made of one.
     Nar(nar::Answer),
     /// A compressed NAR.
@@ -123,6 +121,8 @@ pub enum Question {
         served: Arc<Served>,
         /// The id of the encoding.
         encoding: String,
+        /// Of which bytes the first frames are wanted with the answer.
+        first: Option<(u64, u64)>,
     },
     /// A compressed NAR that is to be made.
     Compress {
@@ -138,7 +138,16 @@ pub enum Question {
     /// What hangs together with a path.
     About(Arc<Served>),
     /// A build log.
-    Log(logs::LogName),
+    Log {
+        /// Which one.
+        name: logs::LogName,
+        /// Encoded, where it is large.
+        encoded: bool,
+    },
+    /// The length of a packed one.
+    LogLength(LogReader),
+    /// A document that is to be encoded.
+    Encode(Bytes),
     /// A file of a store path.
     Serve(Walk),
     /// Where the debug information of a build id is.
@@ -152,6 +161,7 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
     }
     match arrival {
         Arrival::Asked => begin(exchange, desk),
+        Arrival::Unavailable if exchange.document.is_some() => document::encoded(exchange, desk, None),
         // What is in memory is told all the same.
         Arrival::Unavailable if exchange.route == Route::Landing => landing(exchange, desk, None),
         Arrival::Unavailable => unavailable(exchange, desk),
@@ -163,10 +173,6 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
             Step::Reply(desk.writer(exchange).document("application/json", &[], body))
         }
         Arrival::Deriver(drv) => log_of(exchange, desk, drv),
-        Arrival::Rooted(lease) => {
-            exchange.lease = Some(lease);
-            begin(exchange, desk)
-        }
         Arrival::Nar(nar::Answer::Opened(Ok(nar))) if matches!(exchange.route, Route::Compressed { .. }) => {
             compressed::planned(exchange, desk, nar)
         }
@@ -190,7 +196,8 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
             look_up(exchange, desk, path)
         }
         Route::Log(LogName::Path(drv)) if drv.is_derivation() => {
-            Step::Ask(Question::Log(logs::LogName::Derivation(drv.clone())))
+            let name = logs::LogName::Derivation(drv.clone());
+            log(exchange, desk, name)
         }
         Route::Log(LogName::Path(output)) => Step::Ask(Question::Deriver(output.hash())),
         Route::Log(LogName::Hash(hash)) => Step::Ask(Question::Deriver(*hash)),
@@ -199,7 +206,7 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
         Route::Landing => Step::Ask(Question::Overview),
         Route::Search(search) if search.words.trim().is_empty() => {
             let page = pages::found(search, None);
-            Step::Reply(desk.writer(exchange).page(page))
+            document::send(exchange, desk, Document::page(page))
         }
         Route::Search(search) => Step::Ask(Question::Search(search.clone())),
         Route::CacheInfo | Route::Version | Route::Health | Route::Metrics => {
@@ -228,10 +235,9 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 }
 
 /// The landing page, with what the actor knows where it has answered.
-fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
-    let (site, host, keys) = (desk.site, exchange.host.as_deref(), desk.public_keys);
-    let page = pages::landing(site, host, keys, desk.view.snapshot(), overview);
-    Step::Reply(desk.writer(exchange).page(page))
+fn landing(exchange: &mut Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
+    let page = pages::landing(desk.site, exchange, desk.public_keys, desk.view.snapshot(), overview);
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// A page for people, now that its actor has answered.
@@ -240,11 +246,11 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
         (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
         (browse::Answer::About(Some(about)), _, Some(served)) => {
-            pages::path(desk.site, exchange.host.as_deref(), desk.public_keys, served, &about)
+            pages::path(desk.site, exchange, desk.public_keys, served, &about)
         }
         _ => return absent(exchange, desk),
     };
-    Step::Reply(desk.writer(exchange).page(page))
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// Goes on with what the view knows of a path.
@@ -287,11 +293,12 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
                 return absent(exchange, desk);
             }
             exchange.varies = desk.site.compression.in_transport;
-            if exchange.varies && exchange.takes_zstd && !exchange.wants_range() {
+            if exchange.is_to_be_encoded() {
                 return compressed::encoded(exchange, desk, served);
             }
-            if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&served.nar_etag)) {
-                return Step::Reply(desk.writer(exchange).nar_not_modified(&served.nar_etag));
+            let etag = &served.nar_etag;
+            if let Some(verdict) = exchange.verdict(etag) {
+                return Step::Reply(desk.writer(exchange).instead_of_nar(verdict, etag));
             }
             // Only what is sent must be kept from the collector; and the root first, so that the validity
             // found afterwards is one that lasts.
@@ -348,7 +355,7 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
             None => return absent(exchange, desk),
         },
         nar::Answer::Listing(Ok(listing)) => {
-            return Step::Reply(desk.writer(exchange).document("application/json", &[], listing));
+            return document::send(exchange, desk, Document::listing(listing));
         }
         // The worker has told the store already.
         nar::Answer::Hashed(Ok(measured)) => return Step::Ask(Question::Info(measured.path)),
@@ -405,8 +412,8 @@ impl Failure for LogError {
     fn passes(&self) -> bool {
         match self {
             Self::File { source, .. } => Errno::from_io_error(source).is_some_and(is_shortage),
-            Self::Busy => true,
-            Self::Damaged { .. } => false,
+            Self::Busy | Self::NoMemory { .. } => true,
+            Self::Damaged { .. } | Self::TooLong { .. } => false,
         }
     }
 }
@@ -433,13 +440,23 @@ fn is_shortage(errno: Errno) -> bool {
 }
 
 /// The derivation whose log was asked for by an output or by a hash part.
-fn log_of(exchange: &Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
+fn log_of(exchange: &mut Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
     match (drv, &exchange.route) {
-        (Some(drv), _) => Step::Ask(Question::Log(logs::LogName::Derivation(drv))),
+        (Some(drv), _) => log(exchange, desk, logs::LogName::Derivation(drv)),
         // The derivation may be gone, and its log still there.
-        (None, Route::Log(LogName::Hash(hash))) => Step::Ask(Question::Log(logs::LogName::Hash(*hash))),
+        (None, Route::Log(LogName::Hash(hash))) => {
+            let name = logs::LogName::Hash(*hash);
+            log(exchange, desk, name)
+        }
         (None, _) => absent(exchange, desk),
     }
+}
+
+fn log(exchange: &mut Exchange, desk: &Desk<'_>, name: logs::LogName) -> Step {
+    exchange.varies = desk.site.compression.in_transport;
+    // What is encoded has no length before its end, and a client of HTTP/1.0 needs one.
+    let encoded = exchange.is_to_be_encoded() && exchange.version != Version::H10;
+    Step::Ask(Question::Log { name, encoded })
 }
 
 /// The file actors have answered.
@@ -448,13 +465,33 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
         files::Answer::Log(Ok(Some(LogBody::Plain { file, len }))) => {
             Step::Reply(desk.writer(exchange).text_file(Segment::of_file(file, len)))
         }
-        files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) => {
-            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader)))
+        // A client of HTTP/1.0 would have the end of the connection for the end of the log, which over a unix socket
+        // looks the same where it was broken off.
+        files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) if exchange.version == Version::H10 => {
+            Step::Ask(Question::LogLength(reader))
         }
-        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => Step::Reply(desk.writer(exchange).text(bytes)),
+        files::Answer::Measured(Ok((len, reader))) => {
+            Step::Reply(desk.writer(exchange).text_of_length(len, Source::Log(reader)))
+        }
+        files::Answer::Measured(Err(LogError::TooLong { .. })) => {
+            Step::Reply(desk.writer(exchange).status(Status::VersionNotSupported, &[]))
+        }
+        files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) => {
+            let is_encoded = reader.is_encoded();
+            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader), is_encoded))
+        }
+        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, false))
+        }
+        files::Answer::Log(Ok(Some(LogBody::Encoded(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, true))
+        }
+        files::Answer::Encoded(bytes) => document::encoded(exchange, desk, bytes),
         // Many readers are no fault to tell of.
         files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
-        files::Answer::Log(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
+        files::Answer::Log(Err(error)) | files::Answer::Measured(Err(error)) => {
+            damaged(exchange, desk, "a build log cannot be served", &error)
+        }
         files::Answer::Served(Ok(found)) => walked(exchange, desk, found),
         files::Answer::Served(Err(error)) => {
             damaged(exchange, desk, "a file of the store cannot be served", &error)
@@ -478,7 +515,7 @@ fn walked(exchange: &mut Exchange, desk: &mut Desk<'_>, found: ServeAnswer) -> S
         }
         ServeAnswer::Folder(folder) => {
             let page = pages::folder(exchange, &folder);
-            Step::Reply(desk.writer(exchange).folder(page))
+            document::send(exchange, desk, Document::folder(page))
         }
         ServeAnswer::Redirect => {
             let location = pages::with_slash(exchange);
