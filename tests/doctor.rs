@@ -4,12 +4,13 @@
 mod support;
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use support::authority::{Authority, ECDSA};
 use support::doctor::{Case, Seat, Told, has};
 use support::fake::{Fake, Sent, response};
@@ -51,7 +52,10 @@ fn what_cannot_be_reached_is_told_by_its_cause() {
     let unknown = format!("http://{}.example:5000", "a".repeat(64));
     has(seat(&unknown).only("name-unknown"), "remedy", &["DNS", "/etc/hosts"]);
 
-    let closed = TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("it is bound");
+    // Held, so that no other test's server is given it; and nobody listens.
+    let held = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be had");
+    held.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port is free");
+    let closed = held.local_addr().expect("it is bound").as_socket().expect("it is one of IP");
     let told = seat(&format!("http://{closed}"));
     has(told.only("port-closed"), "message", &["127.0.0.1", &closed.port().to_string(), "refused"]);
     has(told.only("port-closed"), "remedy", &["`bind`"]);
