@@ -1,0 +1,47 @@
+//! Clients that mean harm, and mistakes that look like it.
+
+#[allow(dead_code, reason = "each test binary uses its own part of the support")]
+mod support;
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::authority::{Authority, ECDSA};
+use support::server::Settings;
+use support::store::hash_of;
+use support::{Connection, Kind, Scratch, Server, Store, noise, wait_until, write};
+
+/// How long the server may take to notice something, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A record of TLS that warns of something. Anybody may send them before any key was agreed on.
+const ALERT: &[u8] = &[21, 3, 3, 0, 2, 1, 100];
+
+#[test]
+fn alerts_do_not_fill_the_log() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("server", ECDSA);
+    let server = authority.settings(&store, "server").start();
+    let mut client = TcpStream::connect(server.address).expect("it listens");
+    client.write_all(&[ALERT, ALERT].concat()).expect("it is read");
+    client.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("it is read, and is no TLS");
+    // Whether with a reset or not, it is closed after all of that was looked at.
+    let _ = client.read_to_end(&mut Vec::new());
+    server.signal(Signal::HUP);
+    // Lines are written in order.
+    wait_until("a later line", LIMIT, || server.log().contains("new connections get the certificate"));
+    assert!(!server.log().contains("alert"), "{}", server.log());
+}
+
+#[test]
+fn a_filter_that_is_none_is_told_of() {
+    let store = Store::new(Kind::Chroot);
+    let server = Settings::of(&store).environment("RUST_LOG", "harmonia=loud").start();
+    let log = server.log();
+    assert_eq!(log.matches("RUST_LOG").count(), 1, "{log}");
+    assert!(log.contains("listening on"), "it says what it says without a filter: {log}");
+}
