@@ -45,3 +45,19 @@ fn a_filter_that_is_none_is_told_of() {
     assert_eq!(log.matches("RUST_LOG").count(), 1, "{log}");
     assert!(log.contains("listening on"), "it says what it says without a filter: {log}");
 }
+
+#[test]
+fn readers_who_take_nothing_do_not_shut_others_out() {
+    let store = Store::new(Kind::Chroot);
+    let path = store.add("large", |tree| write(tree.join("large"), noise(1, 30_000_000)));
+    let server = Settings::of(&store).line("workers = 1").line("max_connections = 4").start();
+    let url = server.nar_url(&path);
+    let mut greedy: Vec<_> = (0..4).map(|_| Connection::narrow(server.address)).collect();
+    for reader in &mut greedy {
+        assert_eq!(reader.request("GET", &url, &[]).read_head().status, 200);
+    }
+    assert_eq!(server.get("/health").text(), "OK\n");
+    wait_until("one of them to be closed", LIMIT, || {
+        server.metric("harmonia_nar_aborts_total", &["slow_reader"]) >= 1.0
+    });
+}
