@@ -61,3 +61,33 @@ fn readers_who_take_nothing_do_not_shut_others_out() {
         server.metric("harmonia_nar_aborts_total", &["slow_reader"]) >= 1.0
     });
 }
+
+#[test]
+fn the_end_does_not_wait_for_a_measurement() {
+    let store = Store::new(Kind::Chroot);
+    let path = store.add("endless", |tree| {
+        fs::create_dir(tree).expect("the scratch folder is ours");
+        write(tree.join("a"), "a");
+    });
+    let real = store.real(&path);
+    fs::set_permissions(&real, fs::Permissions::from_mode(0o755)).expect("the store is ours");
+    // To read it takes longer than anybody waits.
+    File::create(real.join("b")).and_then(|file| file.set_len(1 << 40)).expect("a file can have holes");
+    store.open_database().execute("update ValidPaths set narSize = null", []).expect("a column of it");
+    let mut server = Server::of(&store);
+    let mut client = server.connect();
+    client.request("GET", &format!("/{}.narinfo", hash_of(&path)), &[]);
+    wait_until("it to be measured", LIMIT, || is_reading(&server, "/b"));
+    // A client that only ends would be waited for, a minute at the most.
+    socket2::SockRef::from(client.stream()).set_linger(Some(Duration::ZERO)).expect("it is a plain setting");
+    drop(client);
+    server.signal(Signal::TERM);
+    assert!(server.wait(LIMIT).success());
+}
+
+/// Whether the server has a file open whose name ends so.
+fn is_reading(server: &Server, ending: &str) -> bool {
+    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("it runs");
+    let mut files = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    files.any(|file| file.to_string_lossy().ends_with(ending))
+}

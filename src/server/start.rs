@@ -126,6 +126,7 @@ pub struct Server {
     workers: Workers,
     store: Sender<store_actor::Request>,
     compressor: Compressor,
+    nars: nar::actor::Actor,
     /// Listener and workers.
     threads: Vec<JoinHandle<()>>,
     /// Those that answer the workers; they end when nobody can ask them any more.
@@ -183,7 +184,8 @@ impl Server {
         let metrics = Arc::new(metrics);
 
         let settings = &plan.store;
-        let mut actors = start_nars(&metrics, &nar_inbox, &workers)?;
+        let nars = nar_actor(&metrics, &workers);
+        let mut actors = nars.spawn(limits::NAR_THREADS, &nar_inbox)?;
         actors.push(start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?);
         let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
         actors.push(quarantine);
@@ -247,7 +249,7 @@ impl Server {
         let acceptor =
             Acceptor::new(listener_poll, listeners, plan.tls, peers, listener_inbox, metrics.listener())?;
         threads.push(spawn("listener", move || must_go_on(acceptor.run()))?);
-        Ok(Self { addresses, connections, listener, workers, store, compressor, threads, actors, life })
+        Ok(Self { addresses, connections, listener, workers, store, compressor, nars, threads, actors, life })
     }
 
     /// Where it listens, with the ports that the system chose.
@@ -292,6 +294,7 @@ impl Server {
             thread.join().map_err(|_| io::Error::other("a worker has panicked"))?;
         }
         self.compressor.end();
+        self.nars.end();
         drop((self.store, self.compressor, self.life));
         for actor in self.actors {
             // The same; and it has nothing to lose any more.
@@ -426,13 +429,8 @@ fn start_quarantine(
     Ok((damages, spawn("quarantine", move || quarantine.run(&inbox))?))
 }
 
-fn start_nars(
-    metrics: &Metrics,
-    inbox: &Receiver<nar::actor::Request>,
-    workers: &Workers,
-) -> io::Result<Vec<JoinHandle<()>>> {
-    let outlet = outlet(workers, worker::Message::Nar);
-    nar::actor::Actor::new(outlet, nar::CASE_HACK, metrics.nar()).spawn(limits::NAR_THREADS, inbox)
+fn nar_actor(metrics: &Metrics, workers: &Workers) -> nar::actor::Actor {
+    nar::actor::Actor::new(outlet(workers, worker::Message::Nar), nar::CASE_HACK, metrics.nar())
 }
 
 /// The cache, with how much it may hold; none where it cannot be used.
