@@ -222,9 +222,9 @@ impl<'w> Writer<'w> {
     }
 
     /// A page about a folder of a store path.
-    pub fn folder(self, page: String) -> Reply {
+    pub fn folder(self, page: Bytes) -> Reply {
         let fields = [NO_SNIFFING, SANDBOX, NO_STORE];
-        self.document(web::CONTENT_TYPE, &fields, page.into())
+        self.document(web::CONTENT_TYPE, &fields, page)
     }
 
     /// Another URL, relative to this one.

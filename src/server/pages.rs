@@ -2,6 +2,8 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
+
 use super::Site;
 use super::exchange::Exchange;
 use super::route::Route;
@@ -88,8 +90,14 @@ fn url(site: &Site, host: Option<&str>) -> Option<String> {
     Some(format!("{}://{host}", site.scheme))
 }
 
-/// The page of a folder inside a store path.
-pub fn folder(exchange: &Exchange, folder: &Folder) -> String {
+/// The page of a folder inside a store path; the same bytes for those who share what is in it.
+pub fn folder(exchange: &Exchange, folder: &Folder) -> Bytes {
+    let place = place(exchange);
+    let (of, page) = folder.page.get_or_init(|| (place.clone(), folder_page(&place, folder).into()));
+    if *of == place { page.clone() } else { folder_page(&place, folder).into() }
+}
+
+fn folder_page(place: &[u8], folder: &Folder) -> String {
     let entries = folder.entries.iter().map(|entry| web::Entry {
         name: &entry.name,
         kind: match entry.kind {
@@ -98,7 +106,7 @@ pub fn folder(exchange: &Exchange, folder: &Folder) -> String {
             EntryKind::Link => web::EntryKind::Link,
         },
     });
-    web::folder(&place(exchange), entries, folder.cut)
+    web::folder(place, entries, folder.cut)
 }
 
 /// Where a folder that was asked for without a slash is, relative to its own URL.
