@@ -91,3 +91,19 @@ fn is_reading(server: &Server, ending: &str) -> bool {
     let mut files = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
     files.any(|file| file.to_string_lossy().ends_with(ending))
 }
+
+#[test]
+fn a_tunnel_is_refused_as_any_other_method() {
+    let store = Store::new(Kind::Chroot);
+    let server = Server::of(&store);
+    for (target, status) in
+        [("cache.example:80", 405), ("[::1]:443", 405), ("cache.example", 400), ("*", 400)]
+    {
+        let mut connection = server.connect();
+        let answer = connection.request("CONNECT", target, &[]).read("CONNECT");
+        assert_eq!(answer.status, status, "{target}");
+        assert_eq!(answer.header("allow"), (status == 405).then_some("GET, HEAD"), "{target}");
+        // What follows may be for the other end of the tunnel already.
+        assert!(connection.is_closed(), "{target}");
+    }
+}
