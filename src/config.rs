@@ -14,12 +14,13 @@ mod reader;
 mod tests;
 mod values;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::limits::WORKERS_MAX;
+use crate::limits::{FILE_BYTES, WORKERS_MAX};
 use derive::{binds, variable, workers};
 pub use error::{ConfigError, Place};
 use file::Settings;
@@ -110,11 +111,11 @@ impl Config {
     pub fn load(explicit: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let named = explicit.map(Path::to_owned).or_else(|| variable(env, "CONFIG_FILE").map(PathBuf::from));
         let (path, text) = match named {
-            Some(path) => match std::fs::read_to_string(&path) {
+            Some(path) => match read_text(&path) {
                 Ok(text) => (Some(path), text),
                 Err(source) => return Err(ConfigError::Unreadable { path, source }),
             },
-            None => match std::fs::read_to_string(DEFAULT_FILE) {
+            None => match read_text(Path::new(DEFAULT_FILE)) {
                 Ok(text) => (Some(PathBuf::from(DEFAULT_FILE)), text),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => (None, String::new()),
                 Err(source) => return Err(ConfigError::Unreadable { path: DEFAULT_FILE.into(), source }),
@@ -138,4 +139,15 @@ impl Config {
         self.priority = overrides.priority.unwrap_or(self.priority);
         Ok(self)
     }
+}
+
+/// All of a file, unless it is longer than [`FILE_BYTES`].
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+    if read as u64 > FILE_BYTES {
+        let said = format!("it is longer than {FILE_BYTES} bytes, and no settings file");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, said));
+    }
+    Ok(text)
 }

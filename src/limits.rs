@@ -46,6 +46,10 @@ const _: () = assert!(TARGET_MAX <= HEAD_MAX / 2);
 /// counts workers in 16 bits.
 pub const WORKERS_MAX: usize = 1024;
 
+/// The longest file of settings, of a key or of certificates, in bytes: what has no end, such as a device, is not read to
+/// it. A chain of certificates has some ten KB, a narinfo with 20,000 references a megabyte.
+pub const FILE_BYTES: u64 = 4 << 20;
+
 const _: () = assert!(WORKERS_MAX <= u16::MAX as usize);
 
 // Connections.

@@ -18,6 +18,15 @@ use support::{Connection, Kind, Scratch, Server, Store, noise, wait_until, write
 /// How long the server may take to notice something, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Longer than any file of settings, keys or certificates, all of it zeros, and takes no room on the disk.
+fn endless(folder: &Scratch) -> std::path::PathBuf {
+    let path = folder.path().join("endless");
+    let file = File::create(&path).expect("the scratch folder is ours");
+    file.set_len(64 << 20).expect("a file can have holes");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    path
+}
+
 /// A record of TLS that warns of something. Anybody may send them before any key was agreed on.
 const ALERT: &[u8] = &[21, 3, 3, 0, 2, 1, 100];
 
@@ -106,4 +115,31 @@ fn a_tunnel_is_refused_as_any_other_method() {
         // What follows may be for the other end of the tunnel already.
         assert!(connection.is_closed(), "{target}");
     }
+}
+
+#[test]
+fn files_without_an_end_are_not_read_to_it() {
+    let (store, folder) = (Store::new(Kind::Chroot), Scratch::new());
+    let endless = endless(&folder);
+    let said = Settings::of(&store).keys(&[&endless]).refuses();
+    assert!(said.contains("sign_key_paths: ") && said.contains("it is longer than"), "{said}");
+    let authority = Authority::new();
+    authority.issue("server", ECDSA);
+    for (certificate, key) in
+        [(&endless, &authority.file("server.key")), (&authority.file("server.pem"), &endless)]
+    {
+        let settings = Settings::of(&store)
+            .line(&format!("tls_cert_path = {certificate:?}"))
+            .line(&format!("tls_key_path = {key:?}"));
+        let said = settings.refuses();
+        assert!(said.contains("endless: it is longer than"), "{said}");
+    }
+}
+
+#[test]
+fn a_folder_is_no_database() {
+    let store = Store::new(Kind::Chroot);
+    let folder = store.state_dir();
+    let said = Settings::of(&store).line(&format!("nix_db_path = {folder:?}")).refuses();
+    assert!(said.to_lowercase().contains("is a directory"), "{said}");
 }

@@ -458,7 +458,12 @@ enum Wal {
 impl Identity {
     fn read(path: &Path, wal: &Path) -> io::Result<Self> {
         let wal = Wal::of(fs::metadata(wal).as_ref().ok());
-        Ok(Self::of(&fs::metadata(path)?, wal))
+        let database = fs::metadata(path)?;
+        if database.is_dir() {
+            // SQLite would say that the disk failed.
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        Ok(Self::of(&database, wal))
     }
 
     fn of(metadata: &Metadata, wal: Wal) -> Self {
