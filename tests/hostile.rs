@@ -143,3 +143,22 @@ fn a_folder_is_no_database() {
     let said = Settings::of(&store).line(&format!("nix_db_path = {folder:?}")).refuses();
     assert!(said.to_lowercase().contains("is a directory"), "{said}");
 }
+
+#[test]
+fn malformed_rows_are_counted() {
+    const ROWS: usize = 5;
+
+    let store = Store::new(Kind::Chroot);
+    let paths: Vec<_> =
+        (0..ROWS).map(|number| store.add(&format!("row-{number}"), |tree| write(tree, "a"))).collect();
+    store.open_database().execute("update ValidPaths set hash = 'x'", []).expect("a column of it");
+    let mut server = Server::of(&store);
+    for path in &paths {
+        assert_eq!(server.get(&format!("/{}.narinfo", hash_of(path))).status, 404);
+    }
+    server.signal(Signal::TERM);
+    assert!(server.wait(LIMIT).success());
+    let log = server.log();
+    assert_eq!(log.matches("is malformed").count(), 1, "{log}");
+    assert!(log.contains(&format!("left_out={}", ROWS - 1)), "{log}");
+}

@@ -135,7 +135,9 @@ pub struct Store {
     tried: Instant,
     /// Whether the database was locked then.
     locked: bool,
+    /// When something was last warned of, and how much was left out since.
     warned: Option<Instant>,
+    left_out: u64,
     metrics: Arc<StoreMetrics>,
 }
 
@@ -171,6 +173,7 @@ impl Store {
             tried: Instant::now(),
             locked: false,
             warned: None,
+            left_out: 0,
             metrics,
         })
     }
@@ -182,6 +185,7 @@ impl Store {
             self.complain(&trouble);
         }
         loop {
+            self.settle();
             match self.next(mailbox) {
                 Ok(request) => {
                     self.take(request);
@@ -194,7 +198,7 @@ impl Store {
                     self.attend(outlet);
                 }
                 Err(Silence::Quiet) => self.retry(outlet),
-                Err(Silence::Closed) => return,
+                Err(Silence::Closed) => return self.tell_left_out(),
             }
         }
     }
@@ -304,7 +308,11 @@ impl Store {
             return mailbox.recv_timeout(limits::DATABASE_PAUSE);
         }
         if self.mark.is_none() || self.index.is_complete() {
-            return mailbox.recv().ok_or(Silence::Closed);
+            return match self.left_out {
+                0 => mailbox.recv().ok_or(Silence::Closed),
+                // Somebody is owed a word, however long nobody asks.
+                _ => mailbox.recv_timeout(limits::WARNING_PAUSE),
+            };
         }
         if let Some(request) = mailbox.try_recv() {
             return Ok(request);
@@ -514,9 +522,28 @@ impl Store {
     }
 
     fn warn(&mut self, message: impl std::fmt::Display) {
-        if self.warned.is_none_or(|at| at.elapsed() >= limits::WARNING_PAUSE) {
-            self.warned = Some(Instant::now());
-            warn!("{message}");
+        self.settle();
+        match self.warned {
+            Some(_) => self.left_out += 1,
+            None => {
+                self.warned = Some(Instant::now());
+                warn!("{message}");
+            }
+        }
+    }
+
+    /// Says how many warnings were left out, once it is time.
+    fn settle(&mut self) {
+        if self.warned.is_some_and(|at| at.elapsed() >= limits::WARNING_PAUSE) {
+            self.warned = None;
+            self.tell_left_out();
+        }
+    }
+
+    fn tell_left_out(&mut self) {
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 {
+            warn!(left_out, "more of the like about the Nix database: the first is told above");
         }
     }
 }
