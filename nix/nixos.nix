@@ -71,6 +71,9 @@ in
     };
     users.groups.harmonia = { };
 
+    # With it the kernel encrypts what the server sends; loading it is not the server's to do.
+    boot.kernelModules = lib.optional (settings ? tls_cert_path) "tls";
+
     systemd.tmpfiles.rules = [ "d ${rootsDir} 0755 harmonia harmonia -" ];
 
     # systemd holds the port: no connection is refused while the server starts anew.

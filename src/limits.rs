@@ -137,6 +137,10 @@ pub const FETCH_AHEAD: u64 = FETCH_BYTES / 2;
 /// moves enough to be cheap and a slow reader holds little.
 pub const TLS_BUFFER: usize = 64 << 10;
 
+/// How long each connection of this machine with itself may take by which it is found out whether the kernel encrypts;
+/// they take microseconds, or are forbidden.
+pub const TLS_PROBE: Duration = Duration::from_secs(1);
+
 /// How often the files of certificate and key are looked at. Whoever renews them replaces them days before their end.
 pub const TLS_LOOK: Duration = Duration::from_secs(10);
 

@@ -104,6 +104,7 @@ fn nixos_runs_a_hardened_notifying_socket_unit_with_keys_as_credentials() {
     let roots = read.roots_dir.to_str().expect("a text");
     let rule = format!("d {roots} 0755 harmonia harmonia -");
     assert_eq!(config["systemd"]["tmpfiles"]["rules"], serde_json::json!([rule]));
+    assert_eq!(config["boot"]["kernelModules"], serde_json::json!([]), "only TLS wants one");
     assert_eq!(service["ReadWritePaths"], format!("-{roots}"));
     // Where the daemon is not for everybody, it is for this user, which asks it for roots.
     assert_eq!(config["nix"]["settings"]["extra-allowed-users"], serde_json::json!(["harmonia"]));

@@ -118,6 +118,44 @@ fn what_nobody_waits_for_is_found_as_well() {
 }
 
 #[test]
+fn what_shows_before_anything_is_read_is_quarantined_as_well() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let (longer, unsized_) = (add(&store, "longer", 1), add(&store, "unsized", 2));
+    store
+        .open_database()
+        .execute("update ValidPaths set narSize = null where path = ?1", [&unsized_])
+        .expect("the database is ours");
+    let server = Settings::of(&store).line(&format!("cache_dir = {:?}", cache.path())).start();
+    let url = server.nar_url(&longer);
+    damage(&store, &unsized_);
+    let library = store.real(&longer).join("library");
+    fs::set_permissions(&library, fs::Permissions::from_mode(0o644)).expect("the store is ours");
+    write(&library, noise(1, 3_000_001));
+    assert_eq!(quarantined(&server), 0.0);
+
+    // The size is looked at before the first byte is sent, and one that is not registered is found by reading all.
+    assert_eq!(server.get(&url).status, 404);
+    assert_eq!(narinfo(&server, &unsized_), 404);
+    wait_until("both to be quarantined", LIMIT, || quarantined(&server) == 2.0);
+    assert_eq!((narinfo(&server, &longer), narinfo(&server, &unsized_)), (404, 404));
+    let log = server.log();
+    for (path, why) in [(&longer, "makes a NAR of"), (&unsized_, "hashes to")] {
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(&path[11..])).collect();
+        assert!(matches!(*lines, [line] if line.contains(why) && line.contains("ERROR")), "{log}");
+    }
+    drop(server);
+    let server = Settings::of(&store).line(&format!("cache_dir = {:?}", cache.path())).start();
+    assert_eq!((narinfo(&server, &longer), quarantined(&server)), (404, 2.0), "the next server knows");
+
+    let verified = verify(&store, cache.path(), &[&longer]);
+    assert_eq!(verified.status.code(), Some(1));
+    assert!(lossy(&verified.stdout).contains("bytes, registered with"), "{}", lossy(&verified.stdout));
+    write(&library, noise(1, 3_000_000));
+    assert_eq!(verify(&store, cache.path(), &[&longer]).status.code(), Some(0));
+    wait_until("it to be served again", LIMIT, || narinfo(&server, &longer) == 200);
+}
+
+#[test]
 fn verify_sets_and_clears_marks_beside_a_running_server() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let (spoilt, sound) = (add(&store, "spoilt", 1), add(&store, "sound", 2));

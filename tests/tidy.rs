@@ -42,7 +42,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("liblzma", &["cache"]),
     ("fastcdc", &["cache"]),
     ("ed25519_dalek", &["formats"]),
-    ("aws_lc_rs", &["formats"]),
+    // In `io` and `cli`, by the name that rustls gives it.
+    ("aws_lc_rs", &["cli", "formats", "io"]),
     ("data_encoding", &["formats"]),
     ("toml", &["config"]),
     ("httparse", &["http"]),
@@ -58,6 +59,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("ureq", &["cli"]),
     ("rustls", &["cli", "io"]),
     ("libc", &["io"]),
+    // Keys on their way to the kernel.
+    ("zeroize", &["io"]),
     ("tokio", &[]),
 ];
 

@@ -12,6 +12,7 @@ use harmonia::formats::signature::SecretKey;
 use harmonia::formats::store_path::{StoreDir, StorePath, StorePathHash};
 use harmonia::http::date::DATE_LEN;
 use harmonia::http::{HeadReader, Parsed, Request, parse};
+use harmonia::limits;
 use harmonia::mailbox::{Outlet, Ticket};
 use harmonia::metrics::{Metrics, WorkerMetrics};
 use harmonia::server::Site;
@@ -178,6 +179,8 @@ fn warm_view(settings: &store::Settings, metrics: &Metrics, paths: &[StorePath])
         actor.handle(question, &outlet);
         answers.try_recv().expect("an unlocked database is answered from at once")
     };
+    // As a store that nobody writes to just now: what changed a moment ago is looked at more closely.
+    std::thread::sleep(limits::DATABASE_QUIET);
     let mut view = View::new(&settings.database);
     while view.look() == Look::Stale {
         let Answer::Refreshed(snapshot) = ask(Question::Refresh { ticket: TICKET, since: Instant::now() })

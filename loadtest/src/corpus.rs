@@ -31,7 +31,9 @@ pub enum CorpusError {
     Run { program: &'static str, package: &'static str, source: io::Error },
     #[error("{program} failed: {words}")]
     Failed { program: &'static str, words: String },
-    #[error("apt-get download failed: {words}\nLists older than what is installed name packages that are no longer there: run apt-get update, then this again; what was downloaded is kept.")]
+    #[error(
+        "apt-get download failed: {words}\nLists older than what is installed name packages that are no longer there: run apt-get update, then this again; what was downloaded is kept."
+    )]
     Download { words: String },
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },

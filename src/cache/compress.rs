@@ -298,13 +298,9 @@ impl Compressor {
 
     /// Reports damage, which whoever hears of it tells the operator; says whether somebody does.
     fn report(&self, job: &Job, error: &NarError) -> bool {
-        let (NarError::HashMismatch { path, found, registered }, Some(damages)) = (error, &self.0.damages)
-        else {
-            return false;
-        };
-        let (path, registered, found) = (path.clone(), *registered, *found);
+        let Some(damage) = Damage::of(error, job.nar_hash, job.origin) else { return false };
         // What a full mailbox refuses is found again with the next request for it.
-        damages.try_send(Damage { path, registered, found, origin: job.origin }).is_ok()
+        self.0.damages.as_ref().is_some_and(|damages| damages.try_send(damage).is_ok())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `harmonia store verify`: whether store paths are what the database says.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,8 @@ use super::progress::{Progress, size};
 use super::serve::store_settings;
 use crate::causes::with_causes;
 use crate::config::{Config, ConfigError};
-use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StoreDir, StorePath, StorePathError};
-use crate::nar::{self, CASE_HACK, NarError, Origin, Plan};
+use crate::nar::{self, CASE_HACK, Evidence, NarError, Origin, Plan};
 use crate::store::named::{self, NamedError};
 use crate::store::quarantine::{Folder, Found, Mark};
 use crate::store::valid::{Inquiry, Valid};
@@ -105,7 +104,7 @@ fn verify(command: &Verify, out: &mut dyn Write) -> Result<ExitCode, VerifyError
         }
     };
     let marks = Folder::new(config.quarantine);
-    let marked = marks.read()?.into_iter().map(|mark| mark.path).collect();
+    let marked = marks.read()?.into_iter().map(|mark| (mark.path.clone(), mark)).collect();
     let counts = Counts::default();
     let mut report = Report { store_dir: settings.store_dir, marks, marked, inquiry, out, counts };
     let bytes = verify_all(&paths, &settings.real_store, |progress, path, verdict| {
@@ -127,8 +126,8 @@ pub(super) fn named_path(
 
 /// What was found of one path.
 enum Verdict {
-    /// A tree, and the hash of its NAR.
-    Read(Sha256, Origin),
+    /// A tree, and what its NAR is: its hash, or a size that is not the one registered.
+    Read(Evidence, Origin),
     /// It cannot be read, or is not there.
     Unreadable(NarError),
 }
@@ -182,11 +181,14 @@ fn look_at(valid: &Valid, real_store: &Path, seen: impl Fn(u64)) -> Verdict {
     let root = real_store.join(valid.path.as_str());
     let look = || {
         let plan = Arc::new(Plan::build(&root, CASE_HACK)?);
-        let origin = plan.origin();
-        let found = nar::plan_hash(plan, &root, |read| seen(read as u64))?;
+        let (origin, planned) = (plan.origin(), plan.size());
+        let found = match valid.nar_size {
+            registered if registered != 0 && registered != planned => Evidence::Size { planned, registered },
+            _ => Evidence::Hash(nar::plan_hash(plan, &root, |read| seen(read as u64))?),
+        };
         Ok((found, origin))
     };
-    look().map_or_else(Verdict::Unreadable, |(hash, origin)| Verdict::Read(hash, origin))
+    look().map_or_else(Verdict::Unreadable, |(found, origin)| Verdict::Read(found, origin))
 }
 
 /// What is said of each path, and what is done about it.
@@ -194,7 +196,7 @@ struct Report<'o> {
     store_dir: StoreDir,
     marks: Folder,
     /// Those that were marked when it began.
-    marked: HashSet<StorePath>,
+    marked: HashMap<StorePath, Mark>,
     inquiry: Inquiry,
     out: &'o mut dyn Write,
     counts: Counts,
@@ -213,7 +215,7 @@ struct Counts {
 
 impl Report<'_> {
     fn add(&mut self, valid: &Valid, verdict: Verdict) -> Result<(), VerifyError> {
-        if matches!(verdict, Verdict::Read(hash, _) if hash == valid.nar_hash) {
+        if matches!(verdict, Verdict::Read(Evidence::Hash(hash), _) if hash == valid.nar_hash) {
             return self.sound(&valid.path);
         }
         // By now it may have been collected, or been registered anew: what was read at the start is hours old.
@@ -221,12 +223,23 @@ impl Report<'_> {
             self.counts.gone += 1;
             return Ok(());
         };
-        let registered = valid.nar_hash;
+        let (registered, nar_size) = (valid.nar_hash, valid.nar_size);
         match verdict {
-            Verdict::Read(hash, _) if hash == registered => self.sound(&valid.path),
-            Verdict::Read(hash, origin) => {
+            Verdict::Read(Evidence::Hash(hash), _) if hash == registered => self.sound(&valid.path),
+            Verdict::Read(evidence @ Evidence::Hash(hash), origin) => {
                 let what = format!("hashes to {hash}, registered as {registered}");
-                self.damaged(valid, Found::Tree { origin, hash }, &what)
+                self.damaged(valid, Found::Tree { origin, evidence }, &what)
+            }
+            Verdict::Read(Evidence::Size { planned, .. }, _) if [0, planned].contains(&nar_size) => {
+                self.counts.unreadable += 1;
+                let path = self.store_dir.display(&valid.path);
+                complain(&format!("{path}: was registered anew meanwhile, and not read: look at it again"));
+                Ok(())
+            }
+            Verdict::Read(Evidence::Size { planned, .. }, origin) => {
+                let what = format!("{planned} bytes, registered with {nar_size}");
+                let evidence = Evidence::Size { planned, registered: nar_size };
+                self.damaged(valid, Found::Tree { origin, evidence }, &what)
             }
             Verdict::Unreadable(NarError::Missing { .. }) => {
                 self.damaged(valid, Found::Nothing, "no such path on disk")
@@ -244,7 +257,10 @@ impl Report<'_> {
     }
 
     fn sound(&mut self, path: &StorePath) -> Result<(), VerifyError> {
-        if self.marked.contains(path) && self.done(self.marks.clear(path)) {
+        // Not one that was set since: it may be of a tree that nobody has looked at here.
+        if let Some(mark) = self.marked.get(path)
+            && self.done(self.marks.end(mark))
+        {
             writeln!(self.out, "{}: sound, no longer quarantined", self.store_dir.display(path))?;
         }
         Ok(())
@@ -295,6 +311,7 @@ fn complain(message: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::hash::Sha256;
     use crate::store::add::Writer;
     use std::fs;
 
@@ -323,20 +340,24 @@ mod tests {
         let mut report = Report {
             store_dir: settings.store_dir,
             marks: marks.clone(),
-            marked: HashSet::new(),
+            marked: HashMap::new(),
             inquiry,
             out: &mut out,
             counts: Counts::default(),
         };
-        report.add(&before, Verdict::Read(now.nar_hash, origin)).expect("told");
+        report.add(&before, Verdict::Read(Evidence::Hash(now.nar_hash), origin)).expect("told");
         assert_eq!((report.counts.damaged, marks.read().expect("readable")), (0, vec![]));
-        let spoilt = Sha256::of(b"spoilt");
+        let spoilt = Evidence::Hash(Sha256::of(b"spoilt"));
         report.add(&before, Verdict::Read(spoilt, origin)).expect("told");
         let set = marks.read().expect("readable");
         assert_eq!((report.counts.damaged, set.len(), set[0].registered), (1, 1, now.nar_hash));
-        assert!(matches!(set[0].found, Found::Tree { hash, .. } if hash == spoilt));
+        assert!(matches!(set[0].found, Found::Tree { evidence, .. } if evidence == spoilt));
+        // Its size is the right one now, and its hash nobody knows.
+        let other = Evidence::Size { planned: now.nar_size, registered: 1 };
+        report.add(&Valid { nar_size: 1, ..before.clone() }, Verdict::Read(other, origin)).expect("told");
+        assert_eq!((report.counts.damaged, report.counts.unreadable), (1, 1));
         // Collected meanwhile.
-        assert!(marks.clear(&path).expect("writable"));
+        assert!(marks.end(&set[0]).expect("writable"));
         writer.forget(&path).expect("it is there");
         report.add(&now, Verdict::Read(spoilt, origin)).expect("told");
         assert_eq!((report.counts.damaged, report.counts.gone), (1, 1));

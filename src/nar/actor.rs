@@ -12,12 +12,12 @@ use rustix::io::Errno;
 use super::cache::{Found, Key, Planned, Plans};
 use super::measure::{Joined, Line, Wanted};
 use super::read::plan_hash_while;
-use super::{Cursor, Fetcher, NarError, Origin, Plan, Segment};
+use super::{Cursor, Damage, Fetcher, NarError, Origin, Plan, Segment};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::io::files;
 use crate::limits::{FETCH_BYTES, READ_AHEAD};
-use crate::mailbox::{Outlet, Receiver, Ticket};
+use crate::mailbox::{Outlet, Receiver, Sender, Ticket};
 use crate::metrics::NarMetrics;
 
 /// What this room is asked.
@@ -31,6 +31,8 @@ pub enum Request {
         path: StorePath,
         /// Where it really is.
         root: PathBuf,
+        /// The NAR's hash in the database.
+        nar_hash: Sha256,
         /// narSize of the database, in bytes.
         nar_size: u64,
     },
@@ -60,6 +62,8 @@ pub enum Request {
         path: StorePath,
         /// Where it really is.
         root: PathBuf,
+        /// The NAR's hash in the database.
+        nar_hash: Sha256,
         /// narSize of the database, in bytes.
         nar_size: u64,
     },
@@ -114,6 +118,8 @@ pub struct Actor {
     plans: Arc<Plans<Waiting>>,
     to_measure: Arc<Line>,
     outlet: Outlet<Answer>,
+    /// Hears of paths that are not what the database says.
+    damages: Option<Sender<Damage>>,
     case_hack: bool,
     metrics: Arc<NarMetrics>,
 }
@@ -132,9 +138,16 @@ enum Want {
 }
 
 impl Actor {
-    /// An actor whose answers go to `outlet`. `case_hack`: see [`Plan::build`].
-    pub fn new(outlet: Outlet<Answer>, case_hack: bool, metrics: Arc<NarMetrics>) -> Self {
-        Self { plans: Arc::new(Plans::new()), to_measure: Arc::default(), outlet, case_hack, metrics }
+    /// An actor whose answers go to `outlet`. Who receives `damages` hears of paths that turned out not to be what the
+    /// database says. `case_hack`: see [`Plan::build`].
+    pub fn new(
+        outlet: Outlet<Answer>,
+        damages: Option<Sender<Damage>>,
+        case_hack: bool,
+        metrics: Arc<NarMetrics>,
+    ) -> Self {
+        let (plans, to_measure) = (Arc::new(Plans::new()), Arc::default());
+        Self { plans, to_measure, outlet, damages, case_hack, metrics }
     }
 
     /// Starts `threads` threads that answer what comes in `requests`; they end when all its senders are gone.
@@ -169,11 +182,13 @@ impl Actor {
     /// Answers one request; what it fetches is fetched with `fetcher`. A request for a plan that another thread is making is answered by that thread.
     pub fn handle(&self, request: Request, fetcher: &mut Fetcher) {
         match request {
-            Request::Open { ticket, path, root, nar_size } => {
-                self.plan(&path, nar_size, Waiting { ticket, root: root.into(), want: Want::Cursor });
+            Request::Open { ticket, path, root, nar_hash, nar_size } => {
+                let waiting = Waiting { ticket, root: root.into(), want: Want::Cursor };
+                self.plan(&path, (nar_hash, nar_size), waiting);
             }
-            Request::Listing { ticket, path, root, nar_size } => {
-                self.plan(&path, nar_size, Waiting { ticket, root: root.into(), want: Want::Listing });
+            Request::Listing { ticket, path, root, nar_hash, nar_size } => {
+                let waiting = Waiting { ticket, root: root.into(), want: Want::Listing };
+                self.plan(&path, (nar_hash, nar_size), waiting);
             }
             Request::Fetch { ticket, mut cursor } => {
                 let segments = cursor.fetch_with(fetcher);
@@ -188,7 +203,7 @@ impl Actor {
         }
     }
 
-    fn plan(&self, path: &StorePath, nar_size: u64, waiting: Waiting) {
+    fn plan(&self, path: &StorePath, (nar_hash, nar_size): (Sha256, u64), waiting: Waiting) {
         let root = Arc::clone(&waiting.root);
         let key = match Origin::of(&root) {
             Ok(origin) => Key { path: path.hash(), size: nar_size, origin },
@@ -206,6 +221,9 @@ impl Actor {
             Found::ToMake => {
                 self.metrics.plan_made();
                 let planned = self.make(path, nar_size, &root);
+                if let Err(error) = &planned {
+                    self.report(error, nar_hash, key.origin);
+                }
                 for waiting in self.plans.made(&key, &planned) {
                     self.answer(waiting, &planned);
                 }
@@ -256,12 +274,22 @@ impl Actor {
             return Err(busy());
         }
         let plan = Arc::new(Plan::build(root, self.case_hack)?);
-        let nar_size = plan.size();
+        let (origin, nar_size) = (plan.origin(), plan.size());
         let found = plan_hash_while(plan, root, || self.to_measure.goes_on())?.ok_or_else(busy)?;
         if found != registered {
-            return Err(NarError::HashMismatch { path: path.clone(), found, registered });
+            let error = NarError::HashMismatch { path: path.clone(), found, registered };
+            self.report(&error, registered, origin);
+            return Err(error);
         }
         Ok(Measured { path: path.hash(), nar_hash: found, nar_size })
+    }
+
+    /// Reports an error that is damage; whoever hears of it tells the operator.
+    fn report(&self, error: &NarError, registered: Sha256, origin: Origin) {
+        if let (Some(damage), Some(damages)) = (Damage::of(error, registered, origin), &self.damages) {
+            // What a full mailbox refuses is found again with the next request for it.
+            let _ = damages.try_send(damage);
+        }
     }
 }
 
@@ -285,7 +313,10 @@ mod tests {
 
     use crate::limits::WAITING_MAX;
     use crate::mailbox;
-    use crate::nar::nar_hash;
+    use crate::nar::{Evidence, nar_hash};
+
+    /// The hash of the database, where it does not matter.
+    const HASH: Sha256 = Sha256([7; 32]);
 
     const BASENAME: &str = "00000000000000000000000000000000-test";
 
@@ -304,7 +335,7 @@ mod tests {
             let sender = sender.lock().expect("no test panics while it holds this");
             let _ = sender.send((ticket, answer));
         });
-        (Actor::new(outlet, false, Arc::default()), answers)
+        (Actor::new(outlet, None, false, Arc::default()), answers)
     }
 
     fn open(
@@ -313,7 +344,13 @@ mod tests {
         root: &Path,
         nar_size: u64,
     ) -> Result<Cursor, NarError> {
-        let request = Request::Open { ticket: ticket(1), path: path(), root: root.to_path_buf(), nar_size };
+        let request = Request::Open {
+            ticket: ticket(1),
+            path: path(),
+            root: root.to_path_buf(),
+            nar_hash: HASH,
+            nar_size,
+        };
         actor.handle(request, &mut Fetcher::default());
         match answers.try_recv().expect("an answer") {
             (at, Answer::Opened(cursor)) if at == ticket(1) => cursor,
@@ -367,13 +404,24 @@ mod tests {
         let waiting =
             |serial| Waiting { ticket: ticket(serial), root: Arc::from(&*root), want: Want::Cursor };
         assert!(matches!(actor.plans.find(&key, waiting(7)), Found::ToMake));
-        let request =
-            Request::Listing { ticket: ticket(8), path: path(), root: root.clone(), nar_size: size };
+        let request = Request::Listing {
+            ticket: ticket(8),
+            path: path(),
+            root: root.clone(),
+            nar_hash: HASH,
+            nar_size: size,
+        };
         actor.handle(request, &mut Fetcher::default());
         assert!(answers.try_recv().is_err(), "it waits, and its thread is free");
         (2..WAITING_MAX)
             .for_each(|_| assert!(matches!(actor.plans.find(&key, waiting(9)), Found::InTheMaking)));
-        let request = Request::Open { ticket: ticket(10), path: path(), root: root.clone(), nar_size: size };
+        let request = Request::Open {
+            ticket: ticket(10),
+            path: path(),
+            root: root.clone(),
+            nar_hash: HASH,
+            nar_size: size,
+        };
         actor.handle(request, &mut Fetcher::default());
         let crowded = NarError::Busy { root: root.clone() };
         let (at, answer) = answers.try_recv().expect("an answer at once");
@@ -393,7 +441,13 @@ mod tests {
         let (actor, answers) = actor();
         let (_folder, root, nar_size) = tree("contents");
         let listing = || {
-            let request = Request::Listing { ticket: ticket(1), path: path(), root: root.clone(), nar_size };
+            let request = Request::Listing {
+                ticket: ticket(1),
+                path: path(),
+                root: root.clone(),
+                nar_hash: HASH,
+                nar_size,
+            };
             actor.handle(request, &mut Fetcher::default());
             match answers.try_recv().expect("an answer") {
                 (_, Answer::Listing(listing)) => listing.expect("a listing"),
@@ -450,12 +504,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_as_registered_is_reported() {
+        let (mut actor, answers) = actor();
+        let (damages, reported) = mailbox::bounded(4, None);
+        actor.damages = Some(damages);
+        let (_folder, root, size) = tree("contents");
+        let (hash, _) = nar_hash(&root, false).expect("readable");
+        let origin = Origin::of(&root).expect("it is there");
+        let damage = |found| Damage { path: path(), registered: HASH, found, origin };
+
+        open(&actor, &answers, &root, size).expect("as registered, as far as anybody looks");
+        open(&actor, &answers, &root, size + 1).expect_err("another size");
+        let found = Evidence::Size { planned: size, registered: size + 1 };
+        assert_eq!(reported.try_recv(), Some(damage(found)));
+        let request = Request::Hash { ticket: ticket(1), path: path(), root: root.clone(), nar_hash: HASH };
+        actor.handle(request, &mut Fetcher::default());
+        assert!(matches!(answers.try_recv(), Ok((_, Answer::Hashed(Err(_))))));
+        assert_eq!(reported.try_recv(), Some(damage(Evidence::Hash(hash))));
+
+        // A tree that is not there says nothing of the one that was.
+        fs::remove_file(&root).expect("remove");
+        open(&actor, &answers, &root, size).expect_err("gone");
+        assert_eq!(reported.try_recv(), None);
+    }
+
+    #[test]
     fn the_pool_serves_a_nar_and_ends_with_its_senders() {
         let (actor, answers) = actor();
         let (_folder, root, size) = tree("contents");
         let (requests, receiver) = mailbox::bounded(4, None);
         let threads = actor.spawn(3, &receiver).expect("threads");
-        requests.send(Request::Open { ticket: ticket(1), path: path(), root, nar_size: size });
+        requests.send(Request::Open {
+            ticket: ticket(1),
+            path: path(),
+            root,
+            nar_hash: HASH,
+            nar_size: size,
+        });
         let limit = Duration::from_secs(20);
         let Ok((_, Answer::Opened(Ok(mut cursor)))) = answers.recv_timeout(limit) else {
             panic!("not opened")

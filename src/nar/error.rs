@@ -89,6 +89,11 @@ pub enum NarError {
 }
 
 impl NarError {
+    /// Whether it is a [`Damage`](super::Damage): it is reported where it is found, marked, and told of once.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::HashMismatch { .. } | Self::SizeMismatch { .. })
+    }
+
     /// The root of a tree could not be looked at.
     pub(super) fn root(root: &Path, error: &std::io::Error) -> Self {
         let root = root.to_path_buf();

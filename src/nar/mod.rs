@@ -24,7 +24,7 @@ mod segment;
 mod tests;
 mod tree;
 
-pub use damage::Damage;
+pub use damage::{Damage, Evidence};
 pub use error::NarError;
 pub use fetch::{Cursor, Fetcher};
 pub use pack::Pack;

@@ -11,7 +11,7 @@ use quick_cache::unsync::Cache;
 
 use super::connection::State;
 use super::exchange::Exchange;
-use super::resolve::{Desk, Question, Step, absent, damaged};
+use super::resolve::{Desk, Question, Step, absent, unreadable};
 use super::route::Route;
 use super::worker::Worker;
 use crate::cache::actor::{Answer, When};
@@ -23,7 +23,7 @@ use crate::http::Version;
 use crate::io::Io;
 use crate::limits;
 use crate::mailbox::Ticket;
-use crate::nar::{Cursor, NarError};
+use crate::nar::Cursor;
 use crate::store::served::{File, Served};
 
 /// How NARs are compressed. Does not change while the server runs.
@@ -198,11 +198,7 @@ pub(super) fn answered(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: Ans
         }
         Answer::Opened(Ok(stream)) => send(exchange, desk, &served, stream),
         Answer::Found(None) => missing(exchange, desk, served),
-        // It is quarantined, and that is told once.
-        Answer::Opened(Err(CompressError::Nar(NarError::HashMismatch { .. }))) => absent(exchange, desk),
-        Answer::Opened(Err(CompressError::Nar(error))) => {
-            damaged(exchange, desk, "a valid path cannot be served", &error)
-        }
+        Answer::Opened(Err(CompressError::Nar(error))) => unreadable(exchange, desk, &error),
         // Without frames there are no parts.
         Answer::Opened(Err(CompressError::NoCache)) if exchange.wants_range() => absent(exchange, desk),
         Answer::Opened(Err(error)) => {

@@ -41,7 +41,7 @@ impl Faults {
     pub fn stream_broke_off(&mut self, now: Instant, error: &CompressError) -> NarAbort {
         match error {
             // It is quarantined, and that is told once.
-            CompressError::Nar(NarError::HashMismatch { .. }) => return NarAbort::Changed,
+            CompressError::Nar(error) if error.is_damage() => return NarAbort::Changed,
             CompressError::Nar(error) => return self.nar_broke_off(now, error),
             CompressError::Ended => return NarAbort::Drain,
             _ => {}

@@ -355,12 +355,21 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
         // The worker gives these to the transfer.
         nar::Answer::Fetched { .. } | nar::Answer::Read(_) => return absent(exchange, desk),
     };
-    damaged(exchange, desk, "a valid path cannot be served", &failed)
+    unreadable(exchange, desk, &failed)
+}
+
+/// A valid path whose NAR cannot be had.
+pub(super) fn unreadable(exchange: &Exchange, desk: &mut Desk<'_>, error: &NarError) -> Step {
+    // It is quarantined, and that is told once.
+    if error.is_damage() {
+        return absent(exchange, desk);
+    }
+    damaged(exchange, desk, "a valid path cannot be served", error)
 }
 
 /// Something valid that cannot be sent. The client gets a 404 and goes to its next substituter, where a 5xx
 /// would have it try here again; that it should where the cause passes. The operator reads what is wrong.
-pub(super) fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &impl Failure) -> Step {
+fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &impl Failure) -> Step {
     desk.faults.tell(desk.now, what, error);
     if error.passes() { unavailable(exchange, desk) } else { absent(exchange, desk) }
 }
@@ -410,7 +419,13 @@ impl Failure for ServeError {
 fn is_shortage(errno: Errno) -> bool {
     matches!(
         errno,
-        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT
+        Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::AGAIN
+            | Errno::INTR
+            | Errno::TIMEDOUT
     )
 }
 

@@ -63,14 +63,14 @@ impl Rooms {
             Question::Open(served) => {
                 let path = served.info.path.clone();
                 let root = self.real_store.join(path.as_str());
-                let nar_size = served.info.nar_size;
-                self.nar.try_send(nar::Request::Open { ticket, path, root, nar_size })?;
+                let (nar_hash, nar_size) = (served.info.nar_hash, served.info.nar_size);
+                self.nar.try_send(nar::Request::Open { ticket, path, root, nar_hash, nar_size })?;
             }
             Question::Listing(served) => {
                 let path = served.info.path.clone();
                 let root = self.real_store.join(path.as_str());
-                let nar_size = served.info.nar_size;
-                self.nar.try_send(nar::Request::Listing { ticket, path, root, nar_size })?;
+                let (nar_hash, nar_size) = (served.info.nar_hash, served.info.nar_size);
+                self.nar.try_send(nar::Request::Listing { ticket, path, root, nar_hash, nar_size })?;
             }
             Question::Measure { path, nar_hash } => {
                 let root = self.real_store.join(path.as_str());

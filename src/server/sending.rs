@@ -433,7 +433,8 @@ mod tests {
 
     #[test]
     fn a_network_that_fails_is_no_file_that_fails() {
-        for errno in [Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNABORTED, Errno::PIPE] {
+        for errno in [Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNABORTED, Errno::PIPE]
+        {
             assert!(is_of_the_network(&errno.into()), "{errno}");
         }
         for errno in [Errno::IO, Errno::NOMEM, Errno::INVAL, Errno::STALE] {

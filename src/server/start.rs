@@ -184,11 +184,11 @@ impl Server {
         let metrics = Arc::new(metrics);
 
         let settings = &plan.store;
-        let nars = nar_actor(&metrics, &workers);
-        let mut actors = nars.spawn(limits::NAR_THREADS, &nar_inbox)?;
-        actors.push(start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?);
+        let mut actors = vec![start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?];
         let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
         actors.push(quarantine);
+        let (nars, threads) = start_nars(&metrics, damages.clone(), &nar_inbox, &workers)?;
+        actors.extend(threads);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
         actors.push(start_browse(settings, &metrics, browse_inbox, &workers)?);
         actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
@@ -295,7 +295,7 @@ impl Server {
         }
         self.compressor.end();
         self.nars.end();
-        drop((self.store, self.compressor, self.life));
+        drop((self.store, self.compressor, self.nars, self.life));
         for actor in self.actors {
             // The same; and it has nothing to lose any more.
             let _ = actor.join();
@@ -429,8 +429,19 @@ fn start_quarantine(
     Ok((damages, spawn("quarantine", move || quarantine.run(&inbox))?))
 }
 
-fn nar_actor(metrics: &Metrics, workers: &Workers) -> nar::actor::Actor {
-    nar::actor::Actor::new(outlet(workers, worker::Message::Nar), nar::CASE_HACK, metrics.nar())
+/// The actors that read NARs, one of which is asked to end.
+type Nars = (nar::actor::Actor, Vec<JoinHandle<()>>);
+
+fn start_nars(
+    metrics: &Metrics,
+    damages: Sender<Damage>,
+    inbox: &Receiver<nar::actor::Request>,
+    workers: &Workers,
+) -> io::Result<Nars> {
+    let outlet = outlet(workers, worker::Message::Nar);
+    let actor = nar::actor::Actor::new(outlet, Some(damages), nar::CASE_HACK, metrics.nar());
+    let threads = actor.spawn(limits::NAR_THREADS, inbox)?;
+    Ok((actor, threads))
 }
 
 /// The cache, with how much it may hold; none where it cannot be used.

@@ -7,6 +7,7 @@
 //! locks and their release cost more than a row.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -514,9 +515,16 @@ impl Store {
 
     fn complain(&mut self, trouble: &Trouble) {
         match trouble {
-            Trouble::Busy => self.warn(
-                "the Nix database has been locked for too long; or this user may not read the -wal and -shm beside it",
-            ),
+            Trouble::Busy => match self.database.journal().map(Path::to_owned) {
+                Some(journal) => self.warn(format_args!(
+                    "the Nix database has been locked for too long; if nothing writes to it, a writer died and left {}, \
+                     which Nix rolls back when it next writes, as with `nix-store --verify`",
+                    journal.display()
+                )),
+                None => self.warn(
+                    "the Nix database has been locked for too long; or this user may not read the -wal and -shm beside it",
+                ),
+            },
             Trouble::Unreadable(error) => self.warn(with_causes(error)),
         }
     }

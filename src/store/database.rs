@@ -190,6 +190,12 @@ impl Database {
         }
     }
 
+    /// The rollback journal, if there is one with something in it: a transaction under way, or one whose writer died.
+    pub(super) fn journal(&self) -> Option<&Path> {
+        let has_content = fs::metadata(&self.journal).is_ok_and(|metadata| metadata.size() > 0);
+        has_content.then_some(&*self.journal)
+    }
+
     /// Whether the connection in use is an immutable one.
     #[cfg(test)]
     pub(super) fn is_immutable(&self) -> bool {
@@ -274,8 +280,7 @@ impl Database {
     fn open_immutable(&self, before: Identity) -> Result<Link, Trouble> {
         // A journal with content is a transaction to be rolled back, by a writer. Without locks and without
         // that, what is in the file is not a database.
-        let journal = fs::metadata(&self.journal).map_or(0, |metadata| metadata.size());
-        if before.wal == Wal::Frames || journal > 0 || !is_quiet(before.modified) {
+        if before.wal == Wal::Frames || self.journal().is_some() || !is_quiet(before.modified) {
             return Err(Trouble::Busy);
         }
         let flags =
@@ -301,6 +306,7 @@ impl Database {
         Identity::read(&self.path, &self.wal).map_err(|source| {
             Trouble::Unreadable(match source.kind() {
                 io::ErrorKind::NotFound => StoreError::NoDatabase { path: self.path.clone() },
+                io::ErrorKind::InvalidInput => StoreError::NotAFile { path: self.path.clone() },
                 _ => StoreError::File { path: self.path.clone(), source },
             })
         })
@@ -364,7 +370,7 @@ impl Held {
     fn new(path: &Path, wal: &Path, identity: &Identity) -> Option<Self> {
         let (file, wal) = (files::hold(path).ok()?, files::hold(wal).ok()?);
         let (metadata, wal_metadata) = (file.metadata().ok()?, wal.metadata().ok()?);
-        let now = Identity::of(&metadata, Wal::of(Some(&wal_metadata)));
+        let now = Identity::of(&metadata, Some(&wal_metadata));
         let was = FileState::of(&metadata);
         let held = Self { file, was, wal, wal_was: WalState::of(&wal_metadata), named: Instant::now() };
         (now == *identity && was.links > 0 && is_quiet(was.changed)).then_some(held)
@@ -446,6 +452,8 @@ struct Identity {
     /// In seconds since 1970, and nanoseconds.
     modified: (i64, i64),
     wal: Wal,
+    /// A log that was removed and made anew is not the one that an open connection reads.
+    wal_file: Option<FileId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -457,22 +465,32 @@ enum Wal {
 
 impl Identity {
     fn read(path: &Path, wal: &Path) -> io::Result<Self> {
-        let wal = Wal::of(fs::metadata(wal).as_ref().ok());
-        let database = fs::metadata(path)?;
-        if database.is_dir() {
-            // SQLite would say that the disk failed.
+        let wal = fs::metadata(wal).ok();
+        let metadata = fs::metadata(path)?;
+        if metadata.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        Ok(Self::of(&database, wal))
+        if !metadata.is_file() {
+            // To open a fifo would wait for whoever writes to it.
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        Ok(Self::of(&metadata, wal.as_ref()))
     }
 
-    fn of(metadata: &Metadata, wal: Wal) -> Self {
+    fn of(metadata: &Metadata, wal: Option<&Metadata>) -> Self {
         Self {
-            file: FileId { device: metadata.dev(), inode: metadata.ino() },
+            file: FileId::of(metadata),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
-            wal,
+            wal: Wal::of(wal),
+            wal_file: wal.map(FileId::of),
         }
+    }
+}
+
+impl FileId {
+    fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 

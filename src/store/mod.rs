@@ -58,6 +58,12 @@ pub enum StoreError {
         /// The file that was looked for.
         path: PathBuf,
     },
+    /// What is in the database's place is no file.
+    #[error("the Nix database {0} is not a file: set nix_db_path to db.sqlite itself", .path.display())]
+    NotAFile {
+        /// What is there.
+        path: PathBuf,
+    },
     /// The database answered with an error.
     #[error("the Nix database {0} cannot be read", .path.display())]
     Database {

@@ -9,6 +9,7 @@
 //! path is what the actor answered, and a new mark makes them ask again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -25,7 +26,7 @@ use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::limits;
 use crate::mailbox::{Receiver, Sender, Silence};
-use crate::nar::{Damage, NarError, Origin};
+use crate::nar::{Damage, Evidence, NarError, Origin};
 
 /// The mark of a valid path that is not what the Nix database says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +42,12 @@ pub struct Mark {
 /// What is in the place of a damaged path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// A tree whose NAR has another hash.
+    /// A tree whose NAR is another.
     Tree {
         /// Which tree: once it is another, the mark says nothing of it.
         origin: Origin,
-        /// The hash that its NAR has.
-        hash: Sha256,
+        /// What shows it.
+        evidence: Evidence,
     },
     /// Nothing.
     Nothing,
@@ -54,13 +55,13 @@ pub enum Found {
 
 impl From<Damage> for Mark {
     fn from(damage: Damage) -> Self {
-        let Damage { path, registered, found: hash, origin } = damage;
-        Self { path, registered, found: Found::Tree { origin, hash } }
+        let Damage { path, registered, found: evidence, origin } = damage;
+        Self { path, registered, found: Found::Tree { origin, evidence } }
     }
 }
 
 impl Mark {
-    /// Whether both say the same: that the same tree has not the same hash, or that there is none.
+    /// Whether both say the same: that the same tree has not the same hash, whatever shows it, or that there is none.
     fn is_same(&self, other: &Self) -> bool {
         let is_same_found = match (&self.found, &other.found) {
             (Found::Tree { origin: one, .. }, Found::Tree { origin: other, .. }) => is_same_tree(one, other),
@@ -68,6 +69,22 @@ impl Mark {
             (Found::Tree { .. }, Found::Nothing) | (Found::Nothing, Found::Tree { .. }) => false,
         };
         (&self.path, self.registered) == (&other.path, other.registered) && is_same_found
+    }
+}
+
+/// What is not as registered, in one line.
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, registered, found } = self;
+        match found {
+            Found::Tree { evidence: Evidence::Hash(hash), .. } => {
+                write!(f, "{path} hashes to {hash}, the Nix database says {registered}")
+            }
+            Found::Tree { evidence: Evidence::Size { planned, registered }, .. } => {
+                write!(f, "{path} makes a NAR of {planned} bytes, the Nix database says {registered}")
+            }
+            Found::Nothing => write!(f, "{path} is not on disk, and the Nix database says that it is valid"),
+        }
     }
 }
 
@@ -100,22 +117,40 @@ impl Folder {
             file.set_permissions(Permissions::from_mode(0o644))?;
             file.write_all(to_text(mark).as_bytes())?;
             file.sync_all()?;
+            let _alone = self.lock();
             fs::rename(&new, &path)
         };
         write().map_err(|source| StoreError::File { path: path.clone(), source })
     }
 
-    /// Takes a path's mark away; says whether it had one.
+    /// Takes this mark away, and no other: whoever found the path damaged again has put a newer one in its place. Says
+    /// whether it was there.
     ///
     /// # Errors
-    /// When it has one that cannot be removed.
-    pub fn clear(&self, path: &StorePath) -> Result<bool, StoreError> {
-        let path = self.0.join(path.as_str());
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
+    /// When it is there and cannot be removed.
+    pub fn end(&self, mark: &Mark) -> Result<bool, StoreError> {
+        let path = self.0.join(mark.path.as_str());
+        let end = || -> io::Result<_> {
+            let _alone = self.lock();
+            let text = fs::read_to_string(&path)?;
+            let is_there = from_text(mark.path.clone(), &text).is_some_and(|there| there.is_same(mark));
+            if is_there {
+                fs::remove_file(&path)?;
+            }
+            Ok(is_there)
+        };
+        match end() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(StoreError::File { path, source }),
+            ended => ended.map_err(|source| StoreError::File { path: path.clone(), source }),
         }
+    }
+
+    /// Keeps other processes from putting marks into the folder or taking them away, until it is dropped. Where there
+    /// can be no lock, marks are kept all the same: two that come within microseconds of each other are rare.
+    fn lock(&self) -> Option<File> {
+        let folder = File::open(&self.0).ok()?;
+        folder.lock().ok()?;
+        Some(folder)
     }
 
     /// Every mark. What is no mark in the folder is passed over.
@@ -164,30 +199,37 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 }
 
 fn to_text(mark: &Mark) -> String {
-    let registered = mark.registered.to_string();
-    let mark = match &mark.found {
-        Found::Tree { origin: Origin { inode, changed: (seconds, nanoseconds), .. }, hash } => json!({
-            "registered": registered,
-            "found": hash.to_string(),
-            "inode": inode,
-            "changed": [seconds, nanoseconds],
-        }),
-        Found::Nothing => json!({ "registered": registered, "found": null }),
-    };
-    format!("{mark}\n")
+    let mut text = json!({ "registered": mark.registered.to_string(), "found": null });
+    if let Found::Tree { origin: Origin { inode, changed: (seconds, nanoseconds), .. }, evidence } =
+        &mark.found
+    {
+        text["inode"] = (*inode).into();
+        text["changed"] = json!([seconds, nanoseconds]);
+        text["found"] = match evidence {
+            Evidence::Hash(hash) => hash.to_string().into(),
+            Evidence::Size { planned, registered } => json!([planned, registered]),
+        };
+    }
+    format!("{text}\n")
 }
 
 fn from_text(path: StorePath, text: &str) -> Option<Mark> {
     let mark: Value = serde_json::from_str(text).ok()?;
-    let hash = |key: &str| Sha256::parse(mark.get(key)?.as_str()?).ok();
-    let found = if mark.get("found")?.is_null() {
-        Found::Nothing
-    } else {
-        let changed = (mark["changed"][0].as_i64()?, mark["changed"][1].as_i64()?);
-        let origin = Origin { device: 0, inode: mark["inode"].as_u64()?, changed };
-        Found::Tree { origin, hash: hash("found")? }
+    let hash = |text: &str| Sha256::parse(text).ok();
+    let evidence = match mark.get("found")? {
+        Value::Null => None,
+        Value::String(text) => Some(Evidence::Hash(hash(text)?)),
+        sizes => Some(Evidence::Size { planned: sizes[0].as_u64()?, registered: sizes[1].as_u64()? }),
     };
-    Some(Mark { path, registered: hash("registered")?, found })
+    let found = match evidence {
+        None => Found::Nothing,
+        Some(evidence) => {
+            let changed = (mark["changed"][0].as_i64()?, mark["changed"][1].as_i64()?);
+            let origin = Origin { device: 0, inode: mark["inode"].as_u64()?, changed };
+            Found::Tree { origin, evidence }
+        }
+    };
+    Some(Mark { path, registered: hash(mark["registered"].as_str()?)?, found })
 }
 
 /// Whether both are of one tree. Devices have other numbers after a restart of the machine.
@@ -312,10 +354,12 @@ impl Quarantine {
     }
 
     fn drop_mark(&mut self, mark: &Mark) {
-        self.marks.remove(&mark.path);
-        self.unkept.remove(&mark.path);
+        if self.marks.get(&mark.path).is_some_and(|known| known.is_same(mark)) {
+            self.marks.remove(&mark.path);
+            self.unkept.remove(&mark.path);
+        }
         // Where it cannot be removed, it is found stale again by whoever reads it.
-        let _ = self.folder.clear(&mark.path);
+        let _ = self.folder.end(mark);
     }
 
     fn publish(&self) {
@@ -334,14 +378,9 @@ impl Quarantine {
 
 /// The line that an operator is to act upon.
 fn tell(mark: &Mark) {
-    let Mark { path, registered, found } = mark;
-    let what = match found {
-        Found::Tree { hash, .. } => format!("hashes to {hash}, the Nix database says {registered}"),
-        Found::Nothing => "is not on disk, and the Nix database says that it is valid".to_owned(),
-    };
     tracing::error!(
-        "quarantined: {path} {what}; it is a 404 until it is repaired: nix-store --repair-path, or `harmonia store \
-         verify` to look again"
+        "quarantined: {mark}; it is a 404 until it is repaired: nix-store --repair-path, or `harmonia store verify` to \
+         look again"
     );
 }
 
@@ -378,7 +417,12 @@ mod tests {
             let root = self.scratch.path().join(path.as_str());
             fs::write(&root, "spoilt").expect("the folder is ours");
             let origin = Origin::of(&root).expect("it was just made");
-            Damage { path, registered: Sha256::of(b"sound"), found: Sha256::of(b"spoilt"), origin }
+            Damage {
+                path,
+                registered: Sha256::of(b"sound"),
+                found: Evidence::Hash(Sha256::of(b"spoilt")),
+                origin,
+            }
         }
 
         fn folder(&self) -> Folder {
@@ -428,8 +472,8 @@ mod tests {
         bench.folder().set(&Mark::from(other.clone())).expect("writable");
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(2));
-        assert!(bench.folder().clear(&one.path).expect("writable"));
-        assert!(!bench.folder().clear(&one.path).expect("writable"));
+        assert!(bench.folder().end(&Mark::from(one.clone())).expect("writable"));
+        assert!(!bench.folder().end(&Mark::from(one.clone())).expect("writable"));
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(1));
         fs::write(bench.folder().0.join(one.path.as_str()), "no mark").expect("the folder is ours");
@@ -439,6 +483,42 @@ mod tests {
         bench.quarantine.look();
         assert_eq!(bench.told(), None, "that heals nothing");
         assert_eq!(bench.quarantine.marks.len(), 1);
+    }
+
+    /// Another tree takes the place of the one that `mark` is of, and is damaged, too.
+    fn damage_again(bench: &Bench, mark: &Mark) -> Mark {
+        let other = bench.scratch.path().join("other");
+        fs::write(&other, "spoilt otherwise").expect("the folder is ours");
+        fs::rename(&other, bench.scratch.path().join(mark.path.as_str())).expect("the folder is ours");
+        let origin = Origin::of(&bench.scratch.path().join(mark.path.as_str())).expect("it is there");
+        let found = Evidence::Size { planned: 24, registered: 16 };
+        Damage { path: mark.path.clone(), registered: Sha256::of(b"sound otherwise"), found, origin }.into()
+    }
+
+    #[test]
+    fn a_mark_that_ends_takes_no_newer_one_with_it() {
+        let mut bench = Bench::new();
+        let first = bench.damage("1");
+        bench.quarantine.add(first.clone());
+        let first = Mark::from(first);
+        assert_eq!(bench.told(), Some(1));
+        // Before anybody looks, the path is made anew, and somebody else finds that damaged as well.
+        let second = damage_again(&bench, &first);
+        bench.folder().set(&second).expect("writable");
+        bench.quarantine.look();
+        let kept = bench.folder().read().expect("readable");
+        assert!(matches!(&kept[..], [mark] if mark.is_same(&second)), "{kept:?}");
+        assert_eq!(bench.quarantine.marks[&first.path].registered, second.registered);
+        assert_eq!(bench.told(), Some(1));
+
+        // So does one in the folder that has long been of no tree, where the newer one could not be written.
+        let third = damage_again(&bench, &second);
+        bench.quarantine.marks.insert(third.path.clone(), third.clone());
+        bench.quarantine.unkept.insert(third.path.clone());
+        bench.quarantine.seen = None;
+        bench.quarantine.look();
+        assert!(bench.quarantine.marks[&third.path].is_same(&third));
+        assert_eq!(bench.folder().read().expect("readable"), []);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::cli::progress::size;
 use crate::formats::hash::Sha256;
 use crate::formats::signature::{KeyError, SecretKey};
 use crate::formats::store_path::{NAME_MAX, StoreDir, StorePath, StorePathError, is_name_byte};
@@ -248,16 +249,6 @@ impl Maker<'_> {
     fn say_added(&mut self, source: &Path, added: &Registered) {
         let size = size(added.nar_size);
         (self.say)(&format!("Added {} as {STORE_DIR}/{} ({size})", source.display(), added.path));
-    }
-}
-
-/// Bytes in the largest unit of which there is one, with one decimal.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} bytes"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
 }
 
