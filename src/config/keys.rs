@@ -171,7 +171,8 @@ pub const KEYS: [Key; 31] = [
         "trusted_proxies",
         "addresses, networks such as \"10.0.0.0/8\", or \"unix\", in quotes, as a list",
         "`[]`",
-        "Proxies that say, by `Forwarded` or `X-Forwarded-For`, whom that line names",
+        "Proxies that say, by `Forwarded` or `X-Forwarded-For`, whom that line names, and by `X-Forwarded-Proto` \
+         whether the lines to copy begin with `https`",
     ),
     key(
         "proxy_protocol",

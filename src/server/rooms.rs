@@ -91,6 +91,9 @@ impl Rooms {
             }
             Question::About(served) => self.browse.try_send(browse::Request::About { ticket, served })?,
             Question::Log(name) => self.files.try_send(files::Request::Log { ticket, name })?,
+            Question::LogLength(reader) => {
+                self.files.try_send(files::Request::MeasureLog { ticket, reader })?;
+            }
             Question::Serve(walk) => self.files.try_send(files::Request::Serve { ticket, walk })?,
             Question::DebugInfo(build_id) => {
                 self.files.try_send(files::Request::DebugInfo { ticket, build_id })?;
@@ -147,6 +150,7 @@ impl Rooms {
         }
         Ok(())
     }
+
     /// Has a range of an open file read.
     ///
     /// # Errors

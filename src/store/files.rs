@@ -1,8 +1,8 @@
 //! The actor for file work that is not NARs: build logs, `/serve`, debuginfo.
 //!
-//! Its threads share one mailbox. Each request is a few opens and at most one read of a bounded piece, but for the look
-//! at a folder, which is cheap to ask for and may have many names: of those who ask for the same folder at once, the first
-//! has it looked at for all.
+//! Its threads share one mailbox. Each request is a few opens and at most one read of a bounded piece, but for a log that
+//! must be measured, and for the look at a folder, which is cheap to ask for and may have many names: of those who ask for
+//! the same folder at once, the first has it looked at for all.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +34,13 @@ pub enum Request {
         /// As the answer before gave it.
         reader: LogReader,
     },
+    /// Find the length of a packed log of which nothing was read yet.
+    MeasureLog {
+        /// Who asks.
+        ticket: Ticket,
+        /// As the answer before gave it.
+        reader: LogReader,
+    },
     /// Find a file inside a store path.
     Serve {
         /// Who asks.
@@ -57,6 +64,8 @@ pub enum Answer {
     Log(Result<Option<LogBody>, LogError>),
     /// A piece of a packed log.
     LogPart(LogPart),
+    /// The length of a packed log in bytes, and the reader as it was.
+    Measured(Result<(u64, LogReader), LogError>),
     /// What was found inside a store path.
     Served(Result<ServeAnswer, ServeError>),
     /// Which path has the debug symbols, if any; whether it is still valid, the asker knows.
@@ -118,6 +127,7 @@ impl Files {
                 (ticket, Answer::Log(logs::find(&self.settings.log_dir, &name, &self.decoders)))
             }
             Request::ReadLog { ticket, reader } => (ticket, Answer::LogPart(read(reader))),
+            Request::MeasureLog { ticket, reader } => (ticket, Answer::Measured(reader.measured())),
             Request::Serve { ticket, walk } => return self.serve(ticket, walk, outlet),
             Request::DebugInfo { ticket, build_id } => {
                 (ticket, Answer::DebugInfo(self.catalogue.find(&build_id)))

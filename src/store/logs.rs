@@ -4,7 +4,7 @@
 //! the basename of the derivation's path, as it is or packed as `.bz2`. Before 2008 it was `drvs/<basename>`.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +94,12 @@ pub enum LogError {
         /// What the decoder said.
         source: io::Error,
     },
+    /// Its length is wanted, and it has more than [`limits::LOG_MEASURED`].
+    #[error("the build log {} is too long to be measured", .path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
     /// As many logs are being decoded as may be; this one can be asked for again.
     #[error("too many build logs are being read")]
     Busy,
@@ -133,6 +139,30 @@ impl LogReader {
         match (&mut self.decoder).take(limits::LOG_PART as u64).read_to_end(&mut part) {
             Ok(_) => Ok(part.into()),
             Err(source) => Err(self.error(source)),
+        }
+    }
+
+    /// The length of the whole log, of which nothing was read yet, by decoding all of it; and the reader as it was.
+    ///
+    /// # Errors
+    /// As [`LogReader::read`]; [`LogError::TooLong`] beyond [`limits::LOG_MEASURED`].
+    pub fn measured(mut self) -> Result<(u64, Self), LogError> {
+        let mut len = 0;
+        loop {
+            let part = self.read()?.len();
+            len += part as u64;
+            if part < limits::LOG_PART {
+                break;
+            }
+            if len > limits::LOG_MEASURED {
+                return Err(LogError::TooLong { path: self.path });
+            }
+        }
+        let Self { decoder, path, _turn, .. } = self;
+        let mut file = decoder.into_inner();
+        match file.rewind() {
+            Ok(()) => Ok((len, Self { decoder: MultiBzDecoder::new(file), path, first: None, _turn })),
+            Err(source) => Err(LogError::File { path, source }),
         }
     }
 
@@ -353,6 +383,32 @@ mod tests {
             assert_eq!(matches!(body, LogBody::Whole(_)), len < limits::LOG_PART, "{len}");
             assert!(read_all(body).unwrap() == log, "{len}");
         }
+    }
+
+    #[test]
+    fn a_log_is_measured_before_it_is_read() {
+        let log = b"building\n".repeat(20_000);
+        let packed = [pack(&log), pack(&log)].concat();
+        let folder = folder_with(&format!("{BASENAME}.bz2"), &packed);
+        let decoders = Decoders::default();
+        let Ok(Some(LogBody::Packed(reader))) = super::find(folder.path(), &derivation(), &decoders) else {
+            panic!("a long log")
+        };
+        let (len, reader) = reader.measured().unwrap();
+        assert_eq!(len, 2 * log.len() as u64);
+        assert_eq!(decoders.0.load(Ordering::Relaxed), 1, "it counts as one");
+        assert!(read_all(LogBody::Packed(reader)).unwrap() == log.repeat(2));
+        let folder = folder_with(&format!("{BASENAME}.bz2"), &packed[..packed.len() - 10]);
+        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else {
+            panic!("a long log")
+        };
+        assert!(matches!(reader.measured(), Err(LogError::Damaged { .. })), "before any head");
+        let long = pack(&vec![b'x'; limits::LOG_MEASURED as usize + limits::LOG_PART]);
+        let folder = folder_with(&format!("{BASENAME}.bz2"), &long);
+        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else {
+            panic!("a long log")
+        };
+        assert!(matches!(reader.measured(), Err(LogError::TooLong { .. })));
     }
 
     #[test]
