@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::database::{Database, Mark, Trouble};
 use super::index::{Index, Snapshot};
@@ -21,6 +21,7 @@ use super::realisations;
 use super::rendered::Rendered;
 use super::rows::{self, Malformed, Row};
 use super::served::Served;
+use super::warnings::Warnings;
 use super::{Settings, StoreError};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
@@ -136,9 +137,7 @@ pub struct Store {
     tried: Instant,
     /// Whether the database was locked then.
     locked: bool,
-    /// When something was last warned of, and how much was left out since.
-    warned: Option<Instant>,
-    left_out: u64,
+    warnings: Warnings,
     metrics: Arc<StoreMetrics>,
 }
 
@@ -173,8 +172,7 @@ impl Store {
             deferred: VecDeque::new(),
             tried: Instant::now(),
             locked: false,
-            warned: None,
-            left_out: 0,
+            warnings: Warnings::default(),
             metrics,
         })
     }
@@ -186,7 +184,7 @@ impl Store {
             self.complain(&trouble);
         }
         loop {
-            self.settle();
+            self.warnings.tick();
             match self.next(mailbox) {
                 Ok(request) => {
                     self.take(request);
@@ -199,7 +197,7 @@ impl Store {
                     self.attend(outlet);
                 }
                 Err(Silence::Quiet) => self.retry(outlet),
-                Err(Silence::Closed) => return self.tell_left_out(),
+                Err(Silence::Closed) => return self.warnings.settle(),
             }
         }
     }
@@ -309,10 +307,10 @@ impl Store {
             return mailbox.recv_timeout(limits::DATABASE_PAUSE);
         }
         if self.mark.is_none() || self.index.is_complete() {
-            return match self.left_out {
-                0 => mailbox.recv().ok_or(Silence::Closed),
-                // Somebody is owed a word, however long nobody asks.
-                _ => mailbox.recv_timeout(limits::WARNING_PAUSE),
+            return match self.warnings.is_owing() {
+                // However long nobody asks.
+                true => mailbox.recv_timeout(limits::WARNING_PAUSE),
+                false => mailbox.recv().ok_or(Silence::Closed),
             };
         }
         if let Some(request) = mailbox.try_recv() {
@@ -427,7 +425,7 @@ impl Store {
             return Info::Served(served);
         }
         self.render(hash, row, &references).unwrap_or_else(|(path, malformed)| {
-            self.warn(format_args!(
+            self.warnings.tell(format_args!(
                 "not serving {path}, whose row in the database is malformed: {malformed}"
             ));
             Info::Absent
@@ -516,42 +514,16 @@ impl Store {
     fn complain(&mut self, trouble: &Trouble) {
         match trouble {
             Trouble::Busy => match self.database.journal().map(Path::to_owned) {
-                Some(journal) => self.warn(format_args!(
+                Some(journal) => self.warnings.tell(format_args!(
                     "the Nix database has been locked for too long; if nothing writes to it, a writer died and left {}, \
                      which Nix rolls back when it next writes, as with `nix-store --verify`",
                     journal.display()
                 )),
-                None => self.warn(
+                None => self.warnings.tell(
                     "the Nix database has been locked for too long; or this user may not read the -wal and -shm beside it",
                 ),
             },
-            Trouble::Unreadable(error) => self.warn(with_causes(error)),
-        }
-    }
-
-    fn warn(&mut self, message: impl std::fmt::Display) {
-        self.settle();
-        match self.warned {
-            Some(_) => self.left_out += 1,
-            None => {
-                self.warned = Some(Instant::now());
-                warn!("{message}");
-            }
-        }
-    }
-
-    /// Says how many warnings were left out, once it is time.
-    fn settle(&mut self) {
-        if self.warned.is_some_and(|at| at.elapsed() >= limits::WARNING_PAUSE) {
-            self.warned = None;
-            self.tell_left_out();
-        }
-    }
-
-    fn tell_left_out(&mut self) {
-        let left_out = std::mem::take(&mut self.left_out);
-        if left_out > 0 {
-            warn!(left_out, "more of the like about the Nix database: the first is told above");
+            Trouble::Unreadable(error) => self.warnings.tell(with_causes(error)),
         }
     }
 }
