@@ -15,12 +15,13 @@ mod reader;
 mod tests;
 mod values;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::limits::WORKERS_MAX;
+use crate::limits::{FILE_BYTES, WORKERS_MAX};
 use derive::{binds, variable, workers};
 pub use error::{ConfigError, Place};
 use file::Settings;
@@ -113,7 +114,7 @@ impl Config {
     pub fn load(explicit: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let named = explicit.map(Path::to_owned).or_else(|| variable(env, "CONFIG_FILE").map(PathBuf::from));
         let (path, text) = match named {
-            Some(path) => match std::fs::read_to_string(&path) {
+            Some(path) => match read_text(&path) {
                 Ok(text) => (Some(path), text),
                 Err(source) => return Err(ConfigError::Unreadable { path, source }),
             },
@@ -144,11 +145,22 @@ impl Config {
 fn first_of(files: &[&Path]) -> Result<(Option<PathBuf>, String), ConfigError> {
     for file in files {
         let path = || std::path::absolute(file).unwrap_or_else(|_| (*file).to_owned());
-        match std::fs::read_to_string(file) {
+        match read_text(file) {
             Ok(text) => return Ok((Some(path()), text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(ConfigError::Unreadable { path: path(), source }),
         }
     }
     Ok((None, String::new()))
+}
+
+/// All of a file, unless it is longer than [`FILE_BYTES`].
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+    if read as u64 > FILE_BYTES {
+        let said = format!("it is longer than {FILE_BYTES} bytes, and no settings file");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, said));
+    }
+    Ok(text)
 }

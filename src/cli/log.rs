@@ -13,6 +13,7 @@ use std::thread;
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::limits;
@@ -46,7 +47,8 @@ impl Log {
         let lost = Arc::new(AtomicU64::new(0));
         let lines = Lines { sender: sender.clone(), lost: Arc::clone(&lost), information };
         thread::Builder::new().name("log".to_owned()).spawn(move || write_all(&receiver, &lost))?;
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let wanted = std::env::var_os(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+        let (filter, wrong) = filter(&wanted.to_string_lossy());
         // Set already in a test that runs several commands in one process.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(filter)
@@ -55,6 +57,9 @@ impl Log {
             .with_ansi(false)
             .log_internal_errors(false)
             .try_init();
+        if let Some(error) = wrong {
+            tracing::warn!("{} is ignored: {error}", EnvFilter::DEFAULT_ENV);
+        }
         Ok(Self(sender))
     }
 
@@ -71,6 +76,23 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+/// A client can cause each warning of the TLS library as often as it likes. Whoever wants to read them says so in what
+/// follows, with `rustls=warn`.
+const QUIET: &str = "rustls=error";
+
+/// What is logged where nothing says otherwise.
+const USUAL: &str = "info";
+
+/// The filter that `wanted` asks for; where it asks for none that can be understood, the usual one, and what is wrong.
+fn filter(wanted: &str) -> (EnvFilter, Option<ParseError>) {
+    let build = |wanted: &str| EnvFilter::builder().parse(format!("{QUIET},{wanted}"));
+    let usual = || EnvFilter::new(format!("{QUIET},{USUAL}"));
+    match wanted.trim() {
+        "" => (usual(), None),
+        wanted => build(wanted).map_or_else(|error| (usual(), Some(error)), |filter| (filter, None)),
     }
 }
 
@@ -129,5 +151,24 @@ fn write_all(lines: &Receiver<Message>, lost: &AtomicU64) {
                 drop(writeln!(io::stderr(), "harmonia: {count} lines of the log were lost: nobody read it"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tls_library_is_quiet_unless_it_is_asked() {
+        let levels = |wanted: &str| {
+            let (filter, wrong) = filter(wanted);
+            let mut levels: Vec<_> = filter.to_string().split(',').map(str::to_owned).collect();
+            levels.sort();
+            (levels.join(","), wrong.is_some())
+        };
+        assert_eq!(levels(""), ("info,rustls=error".into(), false));
+        assert_eq!(levels("harmonia=debug,warn"), ("harmonia=debug,rustls=error,warn".into(), false));
+        assert_eq!(levels("rustls=debug"), ("rustls=debug".into(), false));
+        assert_eq!(levels("harmonia=loud"), ("info,rustls=error".into(), true));
     }
 }

@@ -6,7 +6,8 @@
 //! second request where the proxy saw a body.
 //!
 //! - One empty line before the request line is skipped (section 2.2), a second one is refused.
-//! - Targets are printable ASCII, fragments refused. Absolute-form is taken, its authority ignored.
+//! - Targets are printable ASCII, fragments refused. Absolute-form is taken, its authority ignored. Authority-form goes
+//!   with CONNECT alone, which is answered as any other method that this server does not have.
 //! - A repeated Range is no Range (the whole with 200). Of a repeated If-Match, If-None-Match or Accept-Encoding the
 //!   first line counts: that can only cost bytes, or a 412. A repeated If-Range drops the Range too.
 
@@ -264,6 +265,7 @@ fn understand<'b>(raw: &httparse::Request<'_, 'b>, head: &'b [u8]) -> Result<Req
     };
     let target = match path {
         "*" if method_name == "OPTIONS" => Target::asterisk(),
+        path if method_name == "CONNECT" => Target::authority(path.as_bytes()).ok_or(RequestError::Target)?,
         path => Target::parse(path.as_bytes()).ok_or(RequestError::Target)?,
     };
     let headers = Headers::collect(raw.headers);
@@ -272,7 +274,10 @@ fn understand<'b>(raw: &httparse::Request<'_, 'b>, head: &'b [u8]) -> Result<Req
         method,
         target,
         version,
-        keep_alive: !headers.close && (version == Version::H11 || headers.keep_alive),
+        // What comes after a CONNECT may be meant for the other end of the tunnel already.
+        keep_alive: !headers.close
+            && method_name != "CONNECT"
+            && (version == Version::H11 || headers.keep_alive),
         body: headers.body(version)?,
         host: headers.host.first,
         expect_continue: headers.expects_continue(version)?,
@@ -395,7 +400,7 @@ impl<'b> Headers<'b> {
 }
 
 /// The bytes that a host and port can have (RFC 3986 section 3.2).
-const OF_HOST: [bool; 256] = {
+pub(super) const OF_HOST: [bool; 256] = {
     let mut of_host = [false; 256];
     let mut byte = 0;
     while byte < 256 {
@@ -412,7 +417,7 @@ const OF_HOST: [bool; 256] = {
 };
 
 /// A number of digits alone: no sign, no space, no list.
-fn decimal(digits: &[u8]) -> Option<u64> {
+pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }
@@ -508,7 +513,15 @@ mod tests {
         let (request, _) = complete(b"GET http://other/x?y HTTP/1.1\r\nHost: h\r\n\r\n");
         assert_eq!(request.target.path(), b"/x");
         assert_eq!(refusal(b"GET * HTTP/1.1\r\nHost: h\r\n\r\n"), RequestError::Target);
-        assert_eq!(refusal(b"CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n"), RequestError::Target);
+        for target in ["h:443", "[::1]:1", "a.example:65535"] {
+            let bytes = format!("CONNECT {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            let (request, _) = complete(bytes.as_bytes());
+            assert_eq!((request.method, request.keep_alive), (Method::Other, false), "{target}");
+        }
+        for target in ["h", "h:", ":443", "h:0", "h:65536", "h:+1", "h:443/", "u@h:443", "/", "*"] {
+            let bytes = format!("CONNECT {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            assert_eq!(refusal(bytes.as_bytes()), RequestError::Target, "{target}");
+        }
     }
 
     #[test]

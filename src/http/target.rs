@@ -7,7 +7,10 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-/// Path and query of a request. The path begins with `/`, except for `OPTIONS *`, where it is `*`.
+use super::request::{OF_HOST, decimal};
+
+/// Path and query of a request. The path begins with `/`, except for `OPTIONS *`, where it is `*`, and for CONNECT, where
+/// it is a host and a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target<'b> {
     path: &'b [u8],
@@ -51,6 +54,15 @@ impl<'b> Target<'b> {
     /// `OPTIONS *`: about the server itself.
     pub(super) fn asterisk() -> Self {
         Self { path: b"*", query: None }
+    }
+
+    /// Reads authority-form (`host:port`), what a tunnel is to lead to.
+    pub(super) fn authority(raw: &'b [u8]) -> Option<Self> {
+        let colon = memchr::memrchr(b':', raw)?;
+        let (host, port) = (&raw[..colon], &raw[colon + 1..]);
+        let port = decimal(port).filter(|port| (1..=u64::from(u16::MAX)).contains(port));
+        let good = !host.is_empty() && host.iter().all(|byte| OF_HOST[usize::from(*byte)]);
+        (good && port.is_some()).then_some(Self { path: raw, query: None })
     }
 
     /// The path, still percent-encoded.

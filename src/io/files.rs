@@ -2,6 +2,7 @@
 //! and, where that is asked for, without ever waiting for a disk.
 
 use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -120,6 +121,20 @@ pub fn read_full(file: &File, into: &mut [u8], offset: u64) -> Result<usize, Err
         }
     }
     Ok(read)
+}
+
+/// All of a small file from where it is, unless there are more than `most` bytes.
+///
+/// # Errors
+/// As the system says, and [`ErrorKind::FileTooLarge`].
+pub fn read_whole(file: &File, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if read as u64 > most {
+        let said = format!("it is longer than {most} bytes, which no file of its kind is");
+        return Err(io::Error::new(ErrorKind::FileTooLarge, said));
+    }
+    Ok(bytes)
 }
 
 /// Has the system begin reading. Only a hint: refused, nothing is lost.

@@ -1,6 +1,7 @@
 //! TLS 1.2 and 1.3 by rustls, over a socket that never blocks. Clients are offered `http/1.1` and nothing else. Where
 //! the kernel can, it goes on after the handshake (see [`super::kernel_tls`]).
 
+use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Result, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::{InconsistentKeys, ServerConfig, ServerConnection};
 
+use super::files::read_whole;
 use super::kernel_tls::{self, KernelTls, NoKernelTls, Records};
 use super::socket::NO_SIGNAL;
 use crate::limits;
@@ -104,13 +106,17 @@ fn read(
             reason => TlsError::File { file, reason },
         }
     };
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+    let bytes = |path: &Path| {
+        let read = File::open(path).and_then(|file| read_whole(&file, limits::FILE_BYTES));
+        read.map_err(|error| TlsError::File { file: path.to_owned(), reason: pem::Error::Io(error) })
+    };
+    let chain = CertificateDer::pem_slice_iter(&bytes(certificate)?)
+        .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(file(certificate, "certificate"))?;
     if chain.is_empty() {
         return Err(TlsError::Lacks { file: certificate.to_owned(), wanted: "certificate" });
     }
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(file(key, "private key"))?;
+    let secret = PrivateKeyDer::from_pem_slice(&bytes(key)?).map_err(file(key, "private key"))?;
     let unusable =
         |reason| TlsError::Unusable { certificate: certificate.to_owned(), key: key.to_owned(), reason };
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

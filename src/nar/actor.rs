@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 use super::cache::{Found, Key, Planned, Plans};
 use super::measure::{Joined, Line, Wanted};
-use super::{Cursor, Damage, Fetcher, NarError, Origin, Plan, Segment, plan_hash};
+use super::read::plan_hash_while;
+use super::{Cursor, Damage, Fetcher, NarError, Origin, Plan, Segment};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::io::files;
@@ -165,6 +166,11 @@ impl Actor {
         (0..threads).map(start).collect()
     }
 
+    /// Ends what is measured, whoever waits for it: at the server's end, since to read a whole path can take hours.
+    pub fn end(&self) {
+        self.to_measure.end();
+    }
+
     /// Answers what comes in `requests` until all its senders are gone.
     pub fn run(&self, requests: &Receiver<Request>) {
         let mut fetcher = Fetcher::batching();
@@ -264,9 +270,13 @@ impl Actor {
     }
 
     fn checked_size(&self, path: &StorePath, root: &Path, registered: Sha256) -> Result<Measured, NarError> {
+        let busy = || NarError::Busy { root: root.to_owned() };
+        if !self.to_measure.goes_on() {
+            return Err(busy());
+        }
         let plan = Arc::new(Plan::build(root, self.case_hack)?);
         let (origin, nar_size) = (plan.origin(), plan.size());
-        let found = plan_hash(plan, root, |_| ())?;
+        let found = plan_hash_while(plan, root, || self.to_measure.goes_on())?.ok_or_else(busy)?;
         if found != registered {
             let error = NarError::HashMismatch { path: path.clone(), found, registered };
             self.report(&error, registered, origin);
@@ -465,6 +475,33 @@ mod tests {
             actor.handle(request, &mut Fetcher::default());
             let (_, answer) = answers.try_recv().expect("an answer");
             assert!(matches!(answer, Answer::Hashed(result) if result == expected));
+        }
+    }
+
+    #[test]
+    fn what_is_measured_ends_with_the_server() {
+        let (actor, answers) = actor();
+        let (_folder, root, _) = tree("contents");
+        // A hole of a terabyte: to read it takes longer than anybody waits.
+        fs::File::create(&root).and_then(|file| file.set_len(1 << 40)).expect("a file can have holes");
+        let (requests, receiver) = mailbox::bounded(4, None);
+        let threads = actor.spawn(1, &receiver).expect("a thread");
+        let hash = |serial| Request::Hash {
+            ticket: ticket(serial),
+            path: path(),
+            root: root.clone(),
+            nar_hash: Sha256([0; 32]),
+        };
+        requests.send(hash(1));
+        requests.send(hash(2));
+        actor.end();
+        drop(requests);
+        for _ in 0..2 {
+            let (_, answer) = answers.recv_timeout(Duration::from_secs(60)).expect("it ends");
+            assert!(matches!(answer, Answer::Hashed(Err(NarError::Busy { .. }))));
+        }
+        for thread in threads {
+            thread.join().expect("it ends by itself");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::formats::hash::Sha256;
@@ -19,10 +20,12 @@ pub(super) struct Wanted {
 
 /// What waits while one thread measures. Only one does, each path once however many ask for it: reading whole
 /// paths takes minutes, and the pool's other threads are for those who are being sent something.
-///
-/// `None` while nobody measures.
 #[derive(Default)]
-pub(super) struct Line(Mutex<Option<VecDeque<Wanted>>>);
+pub(super) struct Line {
+    /// `None` while nobody measures.
+    waiting: Mutex<Option<VecDeque<Wanted>>>,
+    has_ended: AtomicBool,
+}
 
 /// What [`Line::join`] makes of somebody.
 pub(super) enum Joined {
@@ -63,9 +66,19 @@ impl Line {
         (same.into_iter().map(|wanted| wanted.ticket).collect(), next)
     }
 
+    /// Nobody wants to know any more.
+    pub(super) fn end(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody may still want to know.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.has_ended.load(Ordering::Relaxed)
+    }
+
     /// Nothing panics while it is locked, and it would be whole if something did.
     fn line(&self) -> MutexGuard<'_, Option<VecDeque<Wanted>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -32,16 +32,41 @@ pub fn nar_hash(root: &Path, case_hack: bool) -> Result<(Sha256, u64), NarError>
 /// # Errors
 /// Where the tree cannot be read, or is not as planned.
 pub fn plan_hash(plan: Arc<Plan>, root: &Path, mut seen: impl FnMut(usize)) -> Result<Sha256, NarError> {
-    let mut reader = Reader::new(Cursor::new(plan, Arc::from(root)));
     let mut hasher = sha2::Sha256::new();
+    read_all(plan, root, |bytes| {
+        hasher.update(bytes);
+        seen(bytes.len());
+        true
+    })?;
+    Ok(Sha256(hasher.finalize().into()))
+}
+
+/// The same, as long as `goes_on`; `None` where that has ended it.
+///
+/// # Errors
+/// As [`plan_hash`].
+pub(super) fn plan_hash_while(
+    plan: Arc<Plan>,
+    root: &Path,
+    goes_on: impl Fn() -> bool,
+) -> Result<Option<Sha256>, NarError> {
+    let mut hasher = sha2::Sha256::new();
+    let whole = read_all(plan, root, |bytes| {
+        hasher.update(bytes);
+        goes_on()
+    })?;
+    Ok(whole.then(|| Sha256(hasher.finalize().into())))
+}
+
+/// Reads a NAR for as long as `each` wants another piece; whether that was all of it.
+fn read_all(plan: Arc<Plan>, root: &Path, mut each: impl FnMut(&[u8]) -> bool) -> Result<bool, NarError> {
+    let mut reader = Reader::new(Cursor::new(plan, Arc::from(root)));
     let mut buffer = vec![0; READ];
     loop {
         match reader.fill(&mut buffer)? {
-            0 => return Ok(Sha256(hasher.finalize().into())),
-            read => {
-                hasher.update(&buffer[..read]);
-                seen(read);
-            }
+            0 => return Ok(true),
+            read if each(&buffer[..read]) => {}
+            _ => return Ok(false),
         }
     }
 }

@@ -56,8 +56,8 @@ impl Document {
     }
 
     /// A page about a folder of a store path.
-    pub fn folder(page: String) -> Self {
-        Self { kind: web::CONTENT_TYPE, fields: &[NO_SNIFFING, SANDBOX, NO_STORE], body: page.into() }
+    pub fn folder(page: Bytes) -> Self {
+        Self { kind: web::CONTENT_TYPE, fields: &[NO_SNIFFING, SANDBOX, NO_STORE], body: page }
     }
 
     /// The listing of a store path.

@@ -10,15 +10,34 @@ use crate::limits;
 use crate::metrics::{Closed, NarAbort};
 
 impl<I: Io> Worker<I> {
-    /// Closes the connection longest without an answer in flight if the listener waits for its place.
+    /// Closes the connection longest without an answer in flight if the listener waits for its place; where there is none,
+    /// the one whose reader has stood still longest.
     pub(super) fn make_room(&mut self) {
         while self.load.wanted() {
-            let Some(key) = self.seats.oldest_idle() else { return };
+            let Some(key) = self.seats.oldest_idle() else { return self.give_up_slowest() };
             self.evict(key, Closed::Evicted);
             if self.seats.oldest_idle() == Some(key) {
                 // It has just been answered, and no other has been so longer.
                 return;
             }
+        }
+    }
+
+    /// Aborts the transfer whose reader has stood still longest, if any has for [`limits::ROOM_TIME`].
+    fn give_up_slowest(&mut self) {
+        if !std::mem::take(&mut self.may_be_slow) {
+            return;
+        }
+        let now = self.io.now();
+        let slow = self.seats.keys().filter_map(|key| {
+            let State::Sending(transfer, _) = &self.seats.get(key)?.connection.state else { return None };
+            let since = transfer.slow_since()?;
+            (now.duration_since(since) >= limits::ROOM_TIME).then_some((since, key))
+        });
+        if let Some((_, key)) = slow.min() {
+            self.abort(key, NarAbort::SlowReader);
+            // There may be others, and the listener may want another place before the next tick.
+            self.may_be_slow = true;
         }
     }
 
@@ -53,6 +72,7 @@ impl<I: Io> Worker<I> {
             return;
         }
         self.next_tick = now + limits::TICK;
+        self.may_be_slow = true;
         self.faults.tick(now);
         let keys: Vec<usize> = self.seats.keys().collect();
         for key in keys {

@@ -1,7 +1,8 @@
 //! The listener: accepts connections and hands each to the worker with most room.
 //!
 //! When all are full, the connection longest without an answer in flight makes room; when every one has
-//! an answer in flight, or the process has no descriptor left, accepting pauses and the backlog waits.
+//! an answer in flight, or the process has no descriptor left, accepting pauses and the backlog waits. Meanwhile a
+//! reader who stands still for [`limits::ROOM_TIME`] loses its place.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;

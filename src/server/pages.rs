@@ -2,6 +2,8 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
+
 use super::Site;
 use super::exchange::Exchange;
 use super::route::Route;
@@ -90,8 +92,16 @@ fn url(site: &Site, exchange: &Exchange) -> Option<String> {
     Some(format!("{scheme}://{host}"))
 }
 
-/// The page of a folder inside a store path.
-pub fn folder(exchange: &Exchange, folder: &Folder) -> String {
+/// The page of a folder inside a store path; the same bytes for those who share what is in it.
+pub fn folder(exchange: &Exchange, folder: &Folder) -> Bytes {
+    let place = place(exchange);
+    let name = exchange.served.as_ref().map(|served| served.info.path.name());
+    let make = || Bytes::from(folder_page(&place, name, folder));
+    let (of, page) = folder.page.get_or_init(|| (place.clone(), make()));
+    if *of == place { page.clone() } else { make() }
+}
+
+fn folder_page(place: &[u8], name: Option<&str>, folder: &Folder) -> String {
     let entries = folder.entries.iter().map(|entry| web::Entry {
         name: &entry.name,
         kind: match entry.kind {
@@ -100,8 +110,7 @@ pub fn folder(exchange: &Exchange, folder: &Folder) -> String {
             EntryKind::Link => web::EntryKind::Link,
         },
     });
-    let name = exchange.served.as_ref().map(|served| served.info.path.name());
-    web::folder(&place(exchange), name, entries, folder.cut)
+    web::folder(place, name, entries, folder.cut)
 }
 
 /// Where a folder that was asked for without a slash is, relative to its own URL.

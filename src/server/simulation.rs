@@ -538,6 +538,44 @@ fn a_transfer_is_cut_when_its_disk_hangs() {
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"stalled\"} 1"));
 }
 
+/// Who reads nothing keeps a place while nobody else wants it, and who reads keeps it whoever does.
+#[test]
+fn a_reader_who_stands_still_makes_room_for_others() {
+    let mut shop = Shop::new();
+    let healthy = (0..).find(|seed| !Dice::new(*seed).once_in(3)).expect("two in three are");
+    let mut run = Run::new(&mut shop, healthy);
+    let links = [(); 3].map(|()| run.begin(&Wish::Nar(0, None)));
+    let answered = |run: &mut Run<'_>| {
+        (0..100).for_each(|_| {
+            run.answer_one();
+            run.turn();
+        })
+    };
+    // The last one reads on, the two others do not.
+    let pass = |run: &mut Run<'_>, time: Duration| {
+        for _ in 0..time.as_secs() {
+            run.net.pass(Duration::from_secs(1));
+            run.net.read(links[2], 1_000);
+            answered(run);
+        }
+    };
+    let cut = |run: &Run<'_>| links.map(|link| run.net.look(link, |link| link.aborted));
+    pass(&mut run, 3 * limits::TICK);
+    run.net.read(links[1], usize::MAX);
+    pass(&mut run, limits::ROOM_TIME + 3 * limits::TICK);
+    assert_eq!(cut(&run), [false; 3], "nobody wants their places");
+    run.load.want(true);
+    pass(&mut run, limits::TICK);
+    assert_eq!(cut(&run), [true, false, false], "the longest, and no more than are wanted");
+    run.load.want(true);
+    pass(&mut run, limits::TICK);
+    assert_eq!(cut(&run), [true, true, false]);
+    run.load.want(true);
+    pass(&mut run, 2 * limits::ROOM_TIME);
+    assert_eq!(cut(&run), [true, true, false], "it reads");
+    assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"slow_reader\"} 2"));
+}
+
 /// A client that resets its connection is not served on while a disk is waited for.
 #[test]
 fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {

@@ -126,6 +126,7 @@ pub struct Server {
     workers: Workers,
     store: Sender<store_actor::Request>,
     compressor: Compressor,
+    nars: nar::actor::Actor,
     /// Listener and workers.
     threads: Vec<JoinHandle<()>>,
     /// Those that answer the workers; they end when nobody can ask them any more.
@@ -186,7 +187,8 @@ impl Server {
         let mut actors = vec![start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?];
         let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
         actors.push(quarantine);
-        actors.extend(start_nars(&metrics, damages.clone(), &nar_inbox, &workers)?);
+        let (nars, threads) = start_nars(&metrics, damages.clone(), &nar_inbox, &workers)?;
+        actors.extend(threads);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
         actors.push(start_browse(settings, &metrics, browse_inbox, &workers)?);
         actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
@@ -247,7 +249,7 @@ impl Server {
         let acceptor =
             Acceptor::new(listener_poll, listeners, plan.tls, peers, listener_inbox, metrics.listener())?;
         threads.push(spawn("listener", move || must_go_on(acceptor.run()))?);
-        Ok(Self { addresses, connections, listener, workers, store, compressor, threads, actors, life })
+        Ok(Self { addresses, connections, listener, workers, store, compressor, nars, threads, actors, life })
     }
 
     /// Where it listens, with the ports that the system chose.
@@ -292,7 +294,8 @@ impl Server {
             thread.join().map_err(|_| io::Error::other("a worker has panicked"))?;
         }
         self.compressor.end();
-        drop((self.store, self.compressor, self.life));
+        self.nars.end();
+        drop((self.store, self.compressor, self.nars, self.life));
         for actor in self.actors {
             // The same; and it has nothing to lose any more.
             let _ = actor.join();
@@ -426,15 +429,19 @@ fn start_quarantine(
     Ok((damages, spawn("quarantine", move || quarantine.run(&inbox))?))
 }
 
+/// The actors that read NARs, one of which is asked to end.
+type Nars = (nar::actor::Actor, Vec<JoinHandle<()>>);
+
 fn start_nars(
     metrics: &Metrics,
     damages: Sender<Damage>,
     inbox: &Receiver<nar::actor::Request>,
     workers: &Workers,
-) -> io::Result<Vec<JoinHandle<()>>> {
+) -> io::Result<Nars> {
     let outlet = outlet(workers, worker::Message::Nar);
     let actor = nar::actor::Actor::new(outlet, Some(damages), nar::CASE_HACK, metrics.nar());
-    actor.spawn(limits::NAR_THREADS, inbox)
+    let threads = actor.spawn(limits::NAR_THREADS, inbox)?;
+    Ok((actor, threads))
 }
 
 /// The cache, with how much it may hold; none where it cannot be used.

@@ -132,6 +132,8 @@ pub struct Transfer {
     patience: Duration,
     /// The stretch in which enough must be sent: since when, and how much was.
     window: (Instant, u64),
+    /// Since when the reader has taken next to nothing, as of the last tick, and how much that was.
+    slow: Option<(Instant, u64)>,
 }
 
 impl Transfer {
@@ -160,6 +162,7 @@ impl Transfer {
                 _ => limits::FETCH_TIME,
             },
             window: (account.started, 0),
+            slow: None,
         };
         match body {
             Body::Empty => {}
@@ -203,6 +206,9 @@ impl Transfer {
         self.blocked = None;
         self.waits = None;
         self.window.1 += count as u64;
+        if let Some((_, taken)) = &mut self.slow {
+            *taken += count as u64;
+        }
         if !self.head.is_empty() {
             let _ = self.head.split_to(count);
             return;
@@ -347,6 +353,12 @@ impl Transfer {
     /// Called once a tick. Gives back what is held for a reader that has stopped, and says whether the
     /// reader, or the disk, is too slow for the transfer to be kept.
     pub fn tick(&mut self, now: Instant) -> Pace {
+        // It is the reader that is waited for while the socket takes nothing, and only then.
+        if self.blocked.is_none() {
+            self.slow = None;
+        } else if self.slow.is_none_or(|(_, taken)| taken >= limits::ROOM_MIN_BYTES) {
+            self.slow = Some((now, 0));
+        }
         if self.blocked.is_some_and(|since| now.duration_since(since) >= limits::SHED_TIME) {
             self.shed();
         }
@@ -363,6 +375,11 @@ impl Transfer {
         }
         self.window = (now, 0);
         if moved < limits::SEND_MIN_BYTES { Pace::TooSlow } else { Pace::Fine }
+    }
+
+    /// Since when its reader has taken less than [`limits::ROOM_MIN_BYTES`], if that is waited for.
+    pub fn slow_since(&self) -> Option<Instant> {
+        self.slow.map(|(since, _)| since)
     }
 
     /// Whether this is the serial of the question to the actor that has the source.

@@ -112,6 +112,8 @@ pub struct Worker<I: Io> {
     pub(super) drain: Option<Instant>,
     /// The listener has asked for room in this turn, and waits to hear of it.
     pub(super) is_to_make_room: bool,
+    /// Whether a reader may have stood still for too long: it is looked once a tick.
+    pub(super) may_be_slow: bool,
 }
 
 /// What a worker is built from, besides its poll.
@@ -172,6 +174,7 @@ impl<I: Io> Worker<I> {
             next_tick,
             drain: None,
             is_to_make_room: false,
+            may_be_slow: false,
         }
     }
 
@@ -206,8 +209,8 @@ impl<I: Io> Worker<I> {
         self.answer_all();
         self.send_all();
         self.asked.drain(..).for_each(|served| self.rooms.keep(&served));
-        self.make_room();
         self.tick();
+        self.make_room();
         self.publish();
         self.give_up_room();
         Ok(self.drain.is_none() || !self.seats.is_empty())

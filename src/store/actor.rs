@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::database::{Database, Mark, Trouble};
 use super::index::{Index, Snapshot};
@@ -21,6 +21,7 @@ use super::realisations;
 use super::rendered::Rendered;
 use super::rows::{self, Malformed, Row};
 use super::served::Served;
+use super::warnings::Warnings;
 use super::{Settings, StoreError};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
@@ -136,7 +137,7 @@ pub struct Store {
     tried: Instant,
     /// Whether the database was locked then.
     locked: bool,
-    warned: Option<Instant>,
+    warnings: Warnings,
     metrics: Arc<StoreMetrics>,
 }
 
@@ -171,7 +172,7 @@ impl Store {
             deferred: VecDeque::new(),
             tried: Instant::now(),
             locked: false,
-            warned: None,
+            warnings: Warnings::default(),
             metrics,
         })
     }
@@ -183,6 +184,7 @@ impl Store {
             self.complain(&trouble);
         }
         loop {
+            self.warnings.tick();
             match self.next(mailbox) {
                 Ok(request) => {
                     self.take(request);
@@ -195,7 +197,7 @@ impl Store {
                     self.attend(outlet);
                 }
                 Err(Silence::Quiet) => self.retry(outlet),
-                Err(Silence::Closed) => return,
+                Err(Silence::Closed) => return self.warnings.settle(),
             }
         }
     }
@@ -305,7 +307,11 @@ impl Store {
             return mailbox.recv_timeout(limits::DATABASE_PAUSE);
         }
         if self.mark.is_none() || self.index.is_complete() {
-            return mailbox.recv().ok_or(Silence::Closed);
+            return match self.warnings.is_owing() {
+                // However long nobody asks.
+                true => mailbox.recv_timeout(limits::WARNING_PAUSE),
+                false => mailbox.recv().ok_or(Silence::Closed),
+            };
         }
         if let Some(request) = mailbox.try_recv() {
             return Ok(request);
@@ -419,7 +425,7 @@ impl Store {
             return Info::Served(served);
         }
         self.render(hash, row, &references).unwrap_or_else(|(path, malformed)| {
-            self.warn(format_args!(
+            self.warnings.tell(format_args!(
                 "not serving {path}, whose row in the database is malformed: {malformed}"
             ));
             Info::Absent
@@ -508,23 +514,16 @@ impl Store {
     fn complain(&mut self, trouble: &Trouble) {
         match trouble {
             Trouble::Busy => match self.database.journal().map(Path::to_owned) {
-                Some(journal) => self.warn(format_args!(
+                Some(journal) => self.warnings.tell(format_args!(
                     "the Nix database has been locked for too long; if nothing writes to it, a writer died and left {}, \
                      which Nix rolls back when it next writes, as with `nix-store --verify`",
                     journal.display()
                 )),
-                None => self.warn(
+                None => self.warnings.tell(
                     "the Nix database has been locked for too long; or this user may not read the -wal and -shm beside it",
                 ),
             },
-            Trouble::Unreadable(error) => self.warn(with_causes(error)),
-        }
-    }
-
-    fn warn(&mut self, message: impl std::fmt::Display) {
-        if self.warned.is_none_or(|at| at.elapsed() >= limits::WARNING_PAUSE) {
-            self.warned = Some(Instant::now());
-            warn!("{message}");
+            Trouble::Unreadable(error) => self.warnings.tell(with_causes(error)),
         }
     }
 }

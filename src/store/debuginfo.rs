@@ -271,7 +271,7 @@ impl Index {
 fn scan(real_store: &Path, path: &StorePath) -> Result<Vec<BuildId>, ServeError> {
     let names = [path.as_str(), FOLDER[0], FOLDER[1], FOLDER[2]];
     let Some(folder) = serve::open_below(real_store, &names)? else { return Ok(Vec::new()) };
-    let failed = |error: Errno| ServeError { path: real_store.join(path.as_str()), source: error.into() };
+    let failed = |error: Errno| ServeError::new(&real_store.join(path.as_str()), error);
     let mut ids = Vec::new();
     for first in folder_names(folder.as_fd()).map_err(failed)? {
         let names = [names[0], names[1], names[2], names[3], &first];

@@ -24,6 +24,7 @@ pub mod serve;
 pub mod served;
 pub mod valid;
 pub mod view;
+mod warnings;
 
 use std::io;
 use std::path::PathBuf;

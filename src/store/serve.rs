@@ -10,9 +10,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -53,8 +55,8 @@ pub enum ServeAnswer {
         /// What its name says it is.
         media_type: &'static str,
     },
-    /// To a folder without an `index.html`.
-    Folder(Folder),
+    /// To a folder without an `index.html`, as all who asked for it at once share it.
+    Folder(Arc<Folder>),
     /// To a folder that was asked for without a slash at the end, so that its relative links would not work:
     /// the client is sent to the same address with a slash.
     Redirect,
@@ -70,6 +72,19 @@ pub enum ServeAnswer {
     Absent,
 }
 
+/// How far a walk has come.
+#[derive(Debug)]
+pub enum Step {
+    /// To its answer.
+    Answer(ServeAnswer),
+    /// To a folder that is to be looked at; [`go_on`] takes the walk and what was found.
+    Look(OpenFolder, Walk),
+}
+
+/// A folder, open.
+#[derive(Debug)]
+pub struct OpenFolder(File);
+
 /// What is in a folder.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Folder {
@@ -77,6 +92,8 @@ pub struct Folder {
     pub entries: Vec<Entry>,
     /// Whether there are more than [`limits::SERVE_ENTRIES`], and only some are here.
     pub cut: bool,
+    /// What the first who asked made of it for a place, for those who asked for the same.
+    pub page: OnceLock<(Vec<u8>, Bytes)>,
 }
 
 /// One name in a folder.
@@ -105,13 +122,13 @@ pub enum EntryKind {
 }
 
 /// Why a file that is there cannot be served.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 #[error("cannot read {}", .path.display())]
 pub struct ServeError {
     /// The file or folder.
     pub path: PathBuf,
     /// What the system said.
-    pub source: io::Error,
+    pub source: Arc<io::Error>,
 }
 
 impl Walk {
@@ -152,20 +169,63 @@ impl Walk {
     }
 }
 
-/// Walks to where `walk` wants, in the store `store_dir` whose files are really in `real_store`.
+/// Walks to where `walk` wants, in the store `store_dir` whose files are really in `real_store`: to its answer, or as far
+/// as to a folder that is to be looked at.
 ///
 /// # Errors
 /// [`ServeError`] where something is there and cannot be read. What disappears on the way is absent.
-pub fn resolve(store_dir: &StoreDir, real_store: &Path, walk: Walk) -> Result<ServeAnswer, ServeError> {
+pub fn resolve(store_dir: &StoreDir, real_store: &Path, walk: Walk) -> Result<Step, ServeError> {
     let mut walker = Walker { store: store_names(store_dir), real_store, walk, folder: None };
-    loop {
-        let answer = match walker.walk.ahead.pop() {
-            Some(name) => walker.step(name)?,
-            None => walker.arrive()?,
-        };
-        if let Some(answer) = answer {
-            return Ok(answer);
+    while let Some(name) = walker.walk.ahead.pop() {
+        if let Some(answer) = walker.step(name)? {
+            return Ok(Step::Answer(answer));
         }
+    }
+    walker.arrive()
+}
+
+/// Goes on with a walk to a folder in which `found` was found; `None` where it has just been removed.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn go_on(
+    store_dir: &StoreDir,
+    real_store: &Path,
+    mut walk: Walk,
+    found: Option<Arc<Folder>>,
+) -> Result<ServeAnswer, ServeError> {
+    let Some(folder) = found else { return Ok(ServeAnswer::Absent) };
+    let has_index = |entry: &Entry| entry.name == INDEX && entry.kind != EntryKind::Folder;
+    if !folder.entries.iter().any(has_index) {
+        return Ok(ServeAnswer::Folder(folder));
+    }
+    walk.index = true;
+    walk.folder_wanted = false;
+    walk.name = INDEX.to_vec();
+    walk.ahead.push(INDEX.to_vec());
+    match resolve(store_dir, real_store, walk)? {
+        Step::Answer(answer) => Ok(answer),
+        // By now it is a folder.
+        Step::Look(..) => Ok(ServeAnswer::Absent),
+    }
+}
+
+impl OpenFolder {
+    /// Its device and its inode: while it is open, no other has these.
+    ///
+    /// # Errors
+    /// As [`resolve`].
+    pub fn id(&self, real_store: &Path) -> Result<(u64, u64), ServeError> {
+        let found = self.0.metadata().map_err(|source| ServeError::new(real_store, source))?;
+        Ok((found.dev(), found.ino()))
+    }
+
+    /// What is in it; `None` when it has just been removed.
+    ///
+    /// # Errors
+    /// As [`resolve`].
+    pub fn look(self, real_store: &Path) -> Result<Option<Arc<Folder>>, ServeError> {
+        Ok(read_folder(self.0.into(), real_store)?.map(Arc::new))
     }
 }
 
@@ -265,27 +325,17 @@ impl Walker<'_> {
     }
 
     /// The walk has ended in a folder.
-    fn arrive(&mut self) -> Result<Option<ServeAnswer>, ServeError> {
+    fn arrive(mut self) -> Result<Step, ServeError> {
         if self.walk.index || self.walk.at.len() <= self.store.len() {
-            return Ok(Some(ServeAnswer::Absent));
+            return Ok(Step::Answer(ServeAnswer::Absent));
         }
         if !self.walk.slash {
-            return Ok(Some(ServeAnswer::Redirect));
+            return Ok(Step::Answer(ServeAnswer::Redirect));
         }
-        let Some(folder) = self.open_folder()? else { return Ok(Some(ServeAnswer::Absent)) };
-        let folder = match read_folder(folder, self.real_store)? {
-            Some(folder) => folder,
-            None => return Ok(Some(ServeAnswer::Absent)),
-        };
-        let has_index = |entry: &Entry| entry.name == INDEX && entry.kind != EntryKind::Folder;
-        if !folder.entries.iter().any(has_index) {
-            return Ok(Some(ServeAnswer::Folder(folder)));
-        }
-        self.walk.index = true;
-        self.walk.folder_wanted = false;
-        self.walk.name = INDEX.to_vec();
-        self.walk.ahead.push(INDEX.to_vec());
-        Ok(None)
+        Ok(match self.open_folder()? {
+            Some(folder) => Step::Look(OpenFolder(folder.into()), self.walk),
+            None => Step::Answer(ServeAnswer::Absent),
+        })
     }
 
     /// The walk has come to a file.
@@ -354,8 +404,8 @@ fn read_folder(folder: OwnedFd, real_store: &Path) -> Result<Option<Folder>, Ser
 }
 
 impl ServeError {
-    fn new(path: &Path, source: impl Into<io::Error>) -> Self {
-        Self { path: path.to_owned(), source: source.into() }
+    pub(super) fn new(path: &Path, source: impl Into<io::Error>) -> Self {
+        Self { path: path.to_owned(), source: Arc::new(source.into()) }
     }
 }
 

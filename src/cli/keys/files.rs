@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use super::KeysError;
 use crate::formats::signature::SecretKey;
+use crate::io::files::read_whole;
+use crate::limits;
 
 /// Reads a signing key's file.
 ///
@@ -89,10 +91,10 @@ pub fn write_pair(key: &SecretKey, secret_file: PathBuf, public_file: PathBuf) -
 /// A file's text and its mode, both of the same open file.
 pub(super) fn read(path: &Path) -> Result<(String, u32), KeysError> {
     let read = || {
-        let mut file = File::open(path)?;
+        let file = File::open(path)?;
         let mode = file.metadata()?.mode();
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
+        let text = String::from_utf8(read_whole(&file, limits::FILE_BYTES)?);
+        let text = text.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text"))?;
         Ok((text, mode))
     };
     read().map_err(|error| KeysError::Read { path: path.to_owned(), error })
