@@ -444,7 +444,7 @@ pub const AHEAD_ROWS: usize = 256;
 pub const CACHE_LOOK: Duration = Duration::from_secs(5);
 
 /// How many manifests are kept, at some 250 bytes each on average: 64 MB. There is one for each NAR that was ever
-/// compressed.
+/// compressed, and one for each that was packed, which share this.
 pub const CACHE_MANIFESTS: i64 = 1 << 18;
 
 // Chunks. Whoever changes these moves cuts: see `cache::encode::LAYOUT`.

@@ -219,7 +219,7 @@ impl Compressor {
         if by.is_none() && state.behind.len() >= COMPRESSING_BEHIND {
             return Err(CompressError::TooMany);
         }
-        let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, by));
+        let job = Arc::new(Job::new(path, nar.clone(), nar_hash, encoding, by));
         let input = Input::new(nar);
         state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0, turn: None });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
@@ -342,7 +342,7 @@ impl Compressor {
 
     /// Reports damage, which whoever hears of it tells the operator; says whether somebody does.
     fn report(&self, job: &Job, error: &NarError) -> bool {
-        let Some(damage) = Damage::of(error, job.nar_hash, job.origin) else { return false };
+        let Some(damage) = Damage::of_read(error, job.nar_hash, &job.nar) else { return false };
         // What a full mailbox refuses is found again with the next request for it.
         self.0.damages.as_ref().is_some_and(|damages| damages.try_send(damage).is_ok())
     }

@@ -12,7 +12,7 @@ use super::manifest::{Manifest, Part};
 use super::{CacheError, Key};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::nar::{Cursor, NarError, Origin, Reader, Segment};
+use crate::nar::{Cursor, NarError, Reader, Segment};
 
 /// Why a NAR is not compressed. Cheap to clone, since all who wait are told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -62,7 +62,9 @@ impl Input {
     /// What remains of a NAR from the cursor on, which stands where a chunk begins.
     pub(super) fn new(cursor: Cursor) -> Self {
         let layout = Layout::new(cursor.plan().contents(), cursor.plan().size());
-        Self { layout, rest: Vec::new(), position: cursor.position(), reader: None, nar: cursor }
+        // Of the tree itself, so that a hash that turns out wrong says something of that.
+        let nar = cursor.without_pack();
+        Self { layout, rest: Vec::new(), position: nar.position(), reader: None, nar }
     }
 
     /// The next chunk; `None` at the NAR's end. Waits for the disk.
@@ -103,8 +105,8 @@ impl Input {
 #[derive(Debug)]
 pub struct Job {
     pub(super) path: StorePath,
-    /// The tree that it is made of.
-    pub(super) origin: Origin,
+    /// The tree that it is made of, and by which plan.
+    pub(super) nar: Cursor,
     pub(super) nar_hash: Sha256,
     pub(super) encoding: Encoding,
     /// Who waits for it.
@@ -154,7 +156,7 @@ pub(super) enum Progress {
 impl Job {
     pub(super) fn new(
         path: StorePath,
-        origin: Origin,
+        nar: Cursor,
         nar_hash: Sha256,
         encoding: Encoding,
         by: Option<Weak<Interest>>,
@@ -168,7 +170,8 @@ impl Job {
             waiters: Vec::new(),
         };
         let wanted_by = Mutex::new(by.into_iter().collect());
-        Self { path, origin, nar_hash, encoding, wanted_by, output: Mutex::new(output) }
+        let nar = nar.without_pack();
+        Self { path, nar, nar_hash, encoding, wanted_by, output: Mutex::new(output) }
     }
 
     /// Somebody else waits for it.

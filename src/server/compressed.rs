@@ -283,8 +283,9 @@ impl<I: Io> Worker<I> {
         if let State::Asking(serial, exchange) = &seat.connection.state
             && *serial == ticket.serial
             && is_sent_plain(exchange)
+            && let Some(served) = &exchange.served
         {
-            self.rooms.have_packed(nar, self.io.now());
+            self.rooms.have_packed(served, nar, self.io.now());
         }
     }
 

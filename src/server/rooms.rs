@@ -108,13 +108,14 @@ impl Rooms {
     }
 
     /// Has a pack made for a NAR that is sent without one, for whoever asks next.
-    pub fn have_packed(&self, nar: &Cursor, asked: Instant) {
+    pub fn have_packed(&self, served: &Served, nar: &Cursor, asked: Instant) {
         if let Some(pack) = &self.pack
             && !nar.is_packed()
             && nar.plan().has_small_files()
         {
             // What a full mailbox refuses is asked for again with the next request.
-            let _ = pack.try_send(pack::Request { nar: nar.clone(), asked });
+            let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
+            let _ = pack.try_send(pack::Request { path, nar_hash, nar: nar.clone(), asked });
         }
     }
 

@@ -159,7 +159,10 @@ impl<'s> Run<'s> {
             database,
             databases: (stores, store_outlet),
             fetcher: Fetcher::default(),
-            nars: (nars::Actor::new(nar_outlet, None, false, metrics.nar()), nar_requests),
+            nars: (
+                nars::Actor::new(nar_outlet, None, Default::default(), false, metrics.nar()),
+                nar_requests,
+            ),
             roots: root_requests,
             files: (file_actor, file_requests, file_outlet),
             _listener: listeners,

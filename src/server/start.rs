@@ -184,15 +184,16 @@ impl Server {
 
         let settings = &plan.store;
         let mut actors = vec![start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?];
-        let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
+        let generation = nar::Generation::default();
+        let (damages, quarantine) = start_quarantine(&plan, store.clone(), generation.clone())?;
         actors.push(quarantine);
-        actors.extend(start_nars(&metrics, damages.clone(), &nar_inbox, &workers)?);
+        actors.extend(start_nars(&metrics, damages.clone(), generation, &nar_inbox, &workers)?);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
         actors.push(start_browse(settings, &metrics, browse_inbox, &workers)?);
         actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
         let (life, lives) = mailbox::bounded(1, None);
         let kept = plan.cache.as_ref().and_then(|cache| open_cache(cache, &metrics));
-        let packer = start_packs(kept.as_ref(), &metrics, pack_inbox, lives.clone())?;
+        let packer = start_packs(kept.as_ref(), damages.clone(), &metrics, pack_inbox, lives.clone())?;
         let pack = packer.is_some().then_some(pack);
         actors.extend(packer);
         let kept = kept.map(|(cache, _)| cache);
@@ -401,21 +402,23 @@ fn start_store(
 fn start_quarantine(
     plan: &Plan,
     store: Sender<store_actor::Request>,
+    generation: nar::Generation,
 ) -> io::Result<(Sender<Damage>, JoinHandle<()>)> {
     let (damages, inbox) = mailbox::bounded(limits::QUARANTINE_QUEUE, None);
     let folder = Folder::new(plan.quarantine.clone());
-    let quarantine = Quarantine::open(folder, plan.store.real_store.clone(), store);
+    let quarantine = Quarantine::open(folder, plan.store.real_store.clone(), store, generation);
     Ok((damages, spawn("quarantine", move || quarantine.run(&inbox))?))
 }
 
 fn start_nars(
     metrics: &Metrics,
     damages: Sender<Damage>,
+    generation: nar::Generation,
     inbox: &Receiver<nar::actor::Request>,
     workers: &Workers,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let outlet = outlet(workers, worker::Message::Nar);
-    let actor = nar::actor::Actor::new(outlet, Some(damages), nar::CASE_HACK, metrics.nar());
+    let actor = nar::actor::Actor::new(outlet, Some(damages), generation, nar::CASE_HACK, metrics.nar());
     actor.spawn(limits::NAR_THREADS, inbox)
 }
 
@@ -436,12 +439,13 @@ fn open_cache((folder, max_size): &(PathBuf, u64), metrics: &Metrics) -> Option<
 /// The actor that makes packs; none where nothing is kept.
 fn start_packs(
     cache: Option<&(Arc<Cache>, u64)>,
+    damages: Sender<Damage>,
     metrics: &Metrics,
     inbox: Receiver<pack::Request>,
     life: Receiver<Infallible>,
 ) -> io::Result<Option<JoinHandle<()>>> {
     let Some((cache, max_size)) = cache else { return Ok(None) };
-    let packer = Packer::new(Arc::clone(cache), *max_size, metrics.pack());
+    let packer = Packer::new(Arc::clone(cache), *max_size, Some(damages), metrics.pack());
     spawn("pack", move || packer.run(&inbox, &life)).map(Some)
 }
 

@@ -16,7 +16,7 @@ use crate::cache::encode::Format;
 use crate::cache::folder::Sizes;
 use crate::cache::{Interest, Stream, Tree};
 use crate::mailbox::{Outlet, Ticket};
-use crate::nar::{CASE_HACK, NarError, Plan, Reader};
+use crate::nar::{CASE_HACK, NarError, Pack, Plan, Reader};
 
 const ZSTD: fn() -> Encoding = || Encoding::new(Format::Zstd, 3);
 
@@ -451,6 +451,50 @@ fn a_nar_that_is_not_what_the_database_says_is_never_sent_whole() {
     assert!(given.len() < right.len() && right.starts_with(&given));
     assert!(bench.open(&tree, ZSTD(), When::Done).is_err());
     assert!(bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable").is_none());
+}
+
+/// A pack of as many bytes as it must have, none of them right.
+#[derive(Debug)]
+struct Spoilt(Arc<fs::File>);
+
+impl Pack for Spoilt {
+    fn hold(&self) -> Option<Vec<Segment>> {
+        let len = self.0.metadata().expect("it is open").len();
+        Some(vec![Segment::File { file: Arc::clone(&self.0), offset: 0, len }])
+    }
+}
+
+#[test]
+fn what_is_compressed_is_the_tree_and_not_its_pack() {
+    let (bench, tree) = (Bench::new(2, LARGE), Made::new(0));
+    let wanted = tree.wanted(ZSTD());
+    let plan = Arc::clone(wanted.nar.plan());
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(plan.packed_size()).expect("the disk has room");
+    plan.set_pack(Arc::new(Spoilt(file.into())));
+    let nar = Cursor::new(plan, Arc::clone(wanted.nar.root()));
+    assert!(nar.is_packed());
+    let request = Request::Open { ticket: TICKET, wanted: Wanted { nar, ..wanted }, when: When::Begun };
+    let Answer::Opened(Ok(stream)) = bench.ask(request) else { panic!("not begun") };
+    assert!(decompressed("zstd", &bench.read(stream).expect("a sound tree")) == tree.nar);
+}
+
+#[test]
+fn a_stale_plan_says_nothing_of_the_tree() {
+    let (mut tree, path) = (Made::new(7), "00000000000000000000000000000000-tree");
+    std::os::unix::fs::symlink("wrong", tree.root.join("share/link")).expect("made");
+    let stale = tree.wanted(ZSTD()).nar;
+    fs::remove_file(tree.root.join("share/link")).expect("removed");
+    std::os::unix::fs::symlink("right", tree.root.join("share/link")).expect("made");
+    tree.nar = dump(&tree.root);
+    let path = StorePath::from_basename(path).expect("a store path");
+    let (found, registered) = (Sha256::of(b"what was read"), tree.nar_hash());
+    let error = NarError::HashMismatch { path, found, registered };
+    assert_eq!(Damage::of_read(&error, registered, &stale), None);
+    let fresh = tree.wanted(ZSTD()).nar;
+    assert!(
+        Damage::of_read(&error, registered, &fresh).is_some_and(|damage| damage.registered == registered)
+    );
 }
 
 #[test]
