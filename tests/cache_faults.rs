@@ -162,6 +162,36 @@ fn spoilt_volumes_are_noticed_and_their_frames_made_again() {
 }
 
 #[test]
+fn a_volume_that_is_cut_under_the_server_is_noticed_and_its_frames_made_again() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let goods = goods(&store, 2);
+    let server = settings(&store, cache.path()).start();
+    let before: Vec<Vec<u8>> = goods.iter().map(|good| check(&server, good)).collect();
+    for good in &goods {
+        wait_until("it to be kept", LIMIT, || server.narinfo(&good.path).contains("FileHash"));
+    }
+    let mut cut = 0;
+    for entry in fs::read_dir(cache.path()).expect("the cache is ours").flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "volume") {
+            let volume = fs::OpenOptions::new().write(true).open(entry.path()).expect("the cache is ours");
+            let len = volume.metadata().expect("it is open").len();
+            volume.set_len(len / 2).expect("the cache is ours");
+            cut += 1;
+        }
+    }
+    assert_eq!(cut, 1, "one volume holds all of it");
+    for _ in 0..2 {
+        for (good, before) in goods.iter().zip(&before) {
+            assert!(check(&server, good) == *before, "the same bytes as before");
+        }
+    }
+    assert!(server.log().contains("damaged at byte"), "{}", server.log());
+    let counted = failures(&server);
+    check(&server, &goods[0]);
+    assert_eq!(failures(&server), counted, "what was cut off has been replaced");
+}
+
+#[test]
 fn a_full_disk_costs_nothing_but_time() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     // Together several times what the disk has room for.

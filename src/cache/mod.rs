@@ -9,6 +9,7 @@
 
 pub mod actor;
 mod again;
+mod appender;
 pub mod compress;
 pub mod decode;
 pub mod encode;

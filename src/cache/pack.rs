@@ -127,7 +127,14 @@ impl Packer {
     fn find(&self, key: &ManifestKey) -> Result<Option<Vec<Frame>>, CacheError> {
         let Some(manifest) = self.cache.manifest(key)? else { return Ok(None) };
         let (keys, _) = manifest.as_chunks();
-        keys.iter().map(|key| self.cache.get(&Key::from_bytes(*key))).collect()
+        let found = keys.iter().map(|key| self.cache.get(&Key::from_bytes(*key))).collect();
+        match found {
+            Err(error @ CacheError::Damaged { .. }) => {
+                tracing::warn!(%error, "a pack is made again");
+                Ok(None)
+            }
+            found => found,
+        }
     }
 
     /// Reads the NAR and keeps its framing and small files, if it has the right hash. Until that is known, there are
@@ -199,16 +206,7 @@ struct Kept(Vec<Frame>);
 
 impl Pack for Kept {
     fn hold(&self) -> Option<Vec<Segment>> {
-        self.0.iter().map(|frame| frame.pin().filter(is_whole)).collect()
-    }
-}
-
-/// Whether the volume still reaches to where the frame ends: one that was cut under the server would break every
-/// transfer off.
-fn is_whole(frame: &Segment) -> bool {
-    match frame {
-        Segment::File { file, offset, len } => file.metadata().is_ok_and(|found| found.len() >= offset + len),
-        Segment::Bytes(_) => true,
+        self.0.iter().map(Frame::pin).collect()
     }
 }
 
