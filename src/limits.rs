@@ -439,7 +439,7 @@ pub const AHEAD_LOOK: Duration = Duration::from_secs(2);
 /// How many of them are held at a time; the others wait in the database.
 pub const AHEAD_ROWS: usize = 256;
 
-/// How often it is looked, while nothing is compressed, whether the cache's folder was cleared or deleted: its space is
+/// How often it is looked whether the cache's folder was cleared or deleted: its space is
 /// free only then.
 pub const CACHE_LOOK: Duration = Duration::from_secs(5);
 

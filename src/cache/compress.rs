@@ -8,7 +8,6 @@
 //! A NAR whose last client has given up goes on behind all that somebody waits for, and gives back what it holds. What
 //! was made of it stays, and who comes back finds it as far as it has come.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
@@ -18,6 +17,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use sha2::Digest;
 
+use self::queue::{State, Task, Turn};
 use super::again::{Again, Missing, Remaking};
 use super::encode::{EncodeError, Encoder, Encoding};
 use super::job::{CompressError, Input, Interest, Job, Made};
@@ -26,10 +26,12 @@ use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::limits::{CACHE_LOOK, COMPRESSING_ALONE, COMPRESSING_BEHIND, COMPRESSING_OPEN, WARNING_PAUSE};
+use crate::limits::{CACHE_LOOK, COMPRESSING_ALONE, COMPRESSING_BEHIND, WARNING_PAUSE};
 use crate::mailbox::Sender;
 use crate::metrics::CompressMetrics;
 use crate::nar::{Cursor, Damage, NarError, Segment};
+
+mod queue;
 
 /// A NAR that is to be compressed.
 #[derive(Debug)]
@@ -74,50 +76,6 @@ struct Shared {
     alone: Arc<()>,
     /// How many threads there are.
     threads: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// NARs that somebody waits for, or did, and that have had no turn yet.
-    waiting: VecDeque<Task>,
-    /// Those that have, at most [`COMPRESSING_OPEN`], while none of their chunks is being read.
-    urgent: VecDeque<Task>,
-    /// Those that nobody waits for, or not any more: the first is finished before the second is begun.
-    behind: VecDeque<Task>,
-    /// Those that were given up and for which there is no place behind.
-    dropped: Vec<Arc<Job>>,
-    /// Frames that are to be made again.
-    again: VecDeque<Again>,
-    /// Those of them that are not made yet, so that whoever wants the same shares it.
-    remaking: HashMap<Key, Arc<Remaking>>,
-    /// The last turn was that of a frame.
-    was_again: bool,
-    /// Has a clone in each task that was begun while somebody waited for it.
-    turns: Arc<()>,
-    /// Every NAR under way, so that whoever wants the same shares it.
-    jobs: HashMap<(Sha256, Encoding), Arc<Job>>,
-    is_ending: bool,
-}
-
-/// What a thread does next.
-#[derive(Debug)]
-enum Turn {
-    /// A chunk of a NAR.
-    Chunk(Task),
-    /// A frame that is gone.
-    Frame(Again),
-}
-
-/// The part of a job that one thread at a time has.
-#[derive(Debug)]
-struct Task {
-    job: Arc<Job>,
-    input: Input,
-    hasher: sha2::Sha256,
-    /// The number of the next chunk.
-    next: usize,
-    /// See [`State::turns`].
-    turn: Option<Arc<()>>,
 }
 
 impl Compressor {
@@ -474,85 +432,31 @@ impl fmt::Debug for Shared {
     }
 }
 
-impl State {
-    fn push(&mut self, task: Task) {
-        match (task.job.is_wanted(), &task.turn) {
-            (true, Some(_)) => self.urgent.push_back(task),
-            (true, None) => self.waiting.push_back(task),
-            (false, Some(_)) => self.give_up(task),
-            // Begun or not: what was begun holds memory, and goes on before another is.
-            (false, _) if task.next > 0 => self.behind.push_front(task),
-            (false, _) => self.behind.push_back(task),
-        }
-    }
-
-    /// Frames that are made again and NARs have their turns one after the other.
-    fn turn(&mut self) -> Option<Turn> {
-        let frame = if self.was_again { None } else { self.again.pop_front() };
-        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(Turn::Chunk));
-        let turn = turn.or_else(|| self.again.pop_front().map(Turn::Frame));
-        self.was_again = matches!(turn, Some(Turn::Frame(_)));
-        turn
-    }
-
-    /// Whoever has had no turn comes first, so that its client sees a beginning; then those that have, in turn.
-    fn pop(&mut self) -> Option<Task> {
-        loop {
-            let open = Arc::strong_count(&self.turns) - 1;
-            let first = if open < COMPRESSING_OPEN { self.waiting.pop_front() } else { None };
-            let Some(task) = first.or_else(|| self.urgent.pop_front()) else {
-                return self.behind.pop_front();
-            };
-            if task.job.is_wanted() {
-                let turn = task.turn.or_else(|| Some(Arc::clone(&self.turns)));
-                return Some(Task { turn, ..task });
-            }
-            self.give_up(task);
-        }
-    }
-
-    /// Nobody waits for it any more.
-    fn give_up(&mut self, mut task: Task) {
-        task.turn = None;
-        task.input.let_go();
-        if self.behind.len() < COMPRESSING_BEHIND {
-            self.behind.push_back(task);
-        } else {
-            // Its frames are kept. While the table is locked, nobody comes back to it.
-            self.jobs.remove(&(task.job.nar_hash, task.job.encoding));
-            self.dropped.push(task.job);
-        }
-    }
-
-    /// Somebody waits for a job that nobody waited for.
-    fn hasten(&mut self, job: &Arc<Job>) {
-        let place = self.behind.iter().position(|task| Arc::ptr_eq(&task.job, job));
-        self.waiting.extend(place.and_then(|place| self.behind.remove(place)));
-    }
-}
-
 impl Shared {
-    /// What to do next; `None` at the end. With nothing to do, it is looked after the cache's folder.
+    /// What to do next; `None` at the end. Every [`CACHE_LOOK`], however much there is to do, it is looked after the
+    /// cache's folder first.
     fn next(&self) -> Option<Turn> {
         let mut state = self.state();
         loop {
             if state.is_ending {
                 return None;
             }
-            let turn = state.turn();
-            state = self.forget_dropped(state);
-            if let Some(turn) = turn {
-                return Some(turn);
-            }
-            let waited = self.wake.wait_timeout(state, CACHE_LOOK).unwrap_or_else(PoisonError::into_inner);
-            state = waited.0;
-            if waited.1.timed_out() {
+            if state.looked.is_none_or(|looked| looked.elapsed() >= CACHE_LOOK) {
+                state.looked = Some(Instant::now());
                 drop(state);
                 if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.look()) {
                     self.cache_failed(&error);
                 }
                 state = self.state();
+                continue;
             }
+            let turn = state.turn();
+            state = self.forget_dropped(state);
+            if let Some(turn) = turn {
+                return Some(turn);
+            }
+            let waited = self.wake.wait_timeout(state, CACHE_LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

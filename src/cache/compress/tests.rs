@@ -15,6 +15,7 @@ use crate::cache::actor::{Actor, Answer, Request, When};
 use crate::cache::encode::Format;
 use crate::cache::folder::Sizes;
 use crate::cache::{Interest, Stream, Tree};
+use crate::limits::COMPRESSING_OPEN;
 use crate::mailbox::{Outlet, Ticket};
 use crate::nar::{CASE_HACK, NarError, Pack, Plan, Reader};
 
@@ -513,6 +514,24 @@ fn without_a_place_for_frames_it_is_still_sent() {
     let bench = Bench { actor: actor.with(none), answers, compressor, metrics, threads, folder };
     assert!(bench.compress(&tree, ZSTD()) == right);
     assert!(matches!(bench.open(&tree, ZSTD(), When::Done), Err(CompressError::NoCache)));
+}
+
+#[test]
+fn a_folder_that_is_deleted_is_made_again_however_much_there_is_to_do() {
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(7));
+    bench.cache().put(&Key::of("first", b"x"), b"x").expect("kept");
+    let folder = bench.folder.path().join("cache");
+    let next = || bench.compressor.0.next().expect("there is something to do");
+    let want = |number: u8| {
+        let nar_hash = Sha256::of(&[number]);
+        bench.compressor.compress(Wanted { nar_hash, ..tree.wanted(ZSTD()) }).expect("it has a place");
+    };
+    (0..3).for_each(want);
+    drop(next());
+    fs::remove_dir_all(&folder).expect("removed");
+    bench.compressor.0.state().looked = None;
+    drop(next());
+    assert!(folder.join("lock").exists());
 }
 
 #[test]
