@@ -137,8 +137,12 @@ impl Actor {
                 }
                 self.outlet.send(ticket, Answer::Found(found));
             }
-            // Should it fail, that has been told where it failed.
-            Request::Behind(wanted) => drop(self.compressor.compress(wanted)),
+            Request::Behind(wanted) => {
+                // Of too many, at the end, and without a cache, it is asked for again with the next request.
+                if let Err(CompressError::Cache(error)) = self.compressor.compress(wanted) {
+                    self.compressor.cache_failed(&error);
+                }
+            }
             Request::Open { ticket, wanted, when } => self.open(ticket, wanted, when),
             Request::Fetch { ticket, stream } => self.fetch(ticket, stream),
         }

@@ -27,6 +27,8 @@ pub struct Rooms {
     pub cache: Sender<cache::Request>,
     /// Which of them there are: a narinfo waits for that, and not behind what is being made.
     pub find: Sender<cache::Request>,
+    /// What nobody waits for is compressed; in a mailbox of its own, since nothing bounds how much that is.
+    pub behind: Sender<cache::Request>,
     /// Temporary roots.
     pub roots: Sender<roots::Request>,
     /// Roots of what is asked for, where it is kept.
@@ -132,7 +134,7 @@ impl Rooms {
     /// Has a NAR compressed, for whoever asks next.
     pub fn have_compressed(&self, wanted: Wanted) {
         // What a full mailbox refuses is asked for again with the next request.
-        let _ = self.cache.try_send(cache::Request::Behind(wanted));
+        let _ = self.behind.try_send(cache::Request::Behind(wanted));
     }
 
     /// Hands a source to its actor, to be given back with the next segments.

@@ -124,6 +124,7 @@ impl<'s> Run<'s> {
                 // No client here asks for a compressed NAR.
                 cache: mailbox::bounded(1, None).0,
                 find: mailbox::bounded(1, None).0,
+                behind: mailbox::bounded(1, None).0,
                 roots,
                 keep: None,
                 // No client here is a person.

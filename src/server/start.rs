@@ -160,8 +160,9 @@ impl Server {
         let (store, store_inbox) = mailbox::bounded(questions, None);
         let (nar, nar_inbox) = mailbox::bounded(questions, None);
         let (pack, pack_inbox) = mailbox::bounded(limits::PACK_QUEUE, None);
-        let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
+        let (cache, cache_inbox) = mailbox::bounded(questions, None);
         let (find, find_inbox) = mailbox::bounded(questions, None);
+        let (behind, behind_inbox) = mailbox::bounded(limits::COMPRESSING_BEHIND, None);
         let (roots, roots_inbox) = mailbox::bounded(questions, None);
         let (keep, keep_inbox) = mailbox::bounded(limits::KEEP_QUEUE, None);
         let (browse, browse_inbox) = mailbox::bounded(limits::BROWSE_QUEUE, None);
@@ -174,6 +175,7 @@ impl Server {
         watch(&mut metrics, Actor::Pack, &pack_inbox);
         watch(&mut metrics, Actor::Cache, &cache_inbox);
         watch(&mut metrics, Actor::Cache, &find_inbox);
+        watch(&mut metrics, Actor::Cache, &behind_inbox);
         watch(&mut metrics, Actor::Roots, &roots_inbox);
         watch(&mut metrics, Actor::Keep, &keep_inbox);
         watch(&mut metrics, Actor::Browse, &browse_inbox);
@@ -203,6 +205,7 @@ impl Server {
         let cached = cache::actor::Actor::new(compressor.clone(), outlet(&workers, worker::Message::Cache));
         actors.extend(cached.spawn("cache", limits::CACHE_THREADS, &cache_inbox)?);
         actors.extend(cached.spawn("find", 1, &find_inbox)?);
+        actors.extend(cached.spawn("behind", 1, &behind_inbox)?);
         if let Some(format) = compression.offered.filter(|_| plan.compression.is_ahead) {
             let (ahead, lives) =
                 (Ahead::new(settings, compressor.clone(), compression.of(format)), lives.clone());
@@ -216,6 +219,7 @@ impl Server {
             pack,
             cache,
             find,
+            behind,
             roots,
             keep: plan.keep.1.is_some().then_some(keep),
             browse,
