@@ -130,6 +130,11 @@ impl Stream {
         }
     }
 
+    /// Whether it is made for one client, so that nobody can have a part of it.
+    pub fn is_alone(&self) -> bool {
+        matches!(self.work, Work::Alone { .. })
+    }
+
     /// Size of the whole file in bytes, where it is known.
     pub fn file_size(&self) -> Option<u64> {
         self.manifest().map(|manifest| manifest.file_size())
