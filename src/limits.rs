@@ -443,6 +443,10 @@ pub const AHEAD_ROWS: usize = 256;
 /// free only then.
 pub const CACHE_LOOK: Duration = Duration::from_secs(5);
 
+/// How many manifests are held in memory while the inventory cannot be written, some megabytes at the most: beyond that
+/// they are forgotten, as what is not kept is made again.
+pub const CACHE_MANIFESTS_UNSETTLED: usize = 4096;
+
 /// How many manifests are kept, at some 250 bytes each on average: 64 MB. There is one for each NAR that was ever
 /// compressed, and one for each that was packed, which share this.
 pub const CACHE_MANIFESTS: i64 = 1 << 18;
@@ -481,8 +485,8 @@ pub const COMPRESSING_OPEN: usize = 32;
 /// How many NARs that nobody waits for may be to be compressed, each with its plan; more are not begun.
 pub const COMPRESSING_BEHIND: usize = 256;
 
-/// How many clients at once are sent what is compressed for each alone, where frames cannot be kept. Each holds a chunk
-/// and its frame, some 15 MB at the most.
+/// How many clients at once are sent frames from memory, where they cannot be kept. Each holds a frame, and its chunk
+/// where all is compressed for it alone: some 15 MB at the most. More are told to come again, or cut.
 pub const COMPRESSING_ALONE: usize = 16;
 
 /// How many frames of a compressed NAR one fetch gives, as ranges of files: some 20 MB, for one look at the inventory

@@ -213,6 +213,18 @@ fn a_full_disk_costs_nothing_but_time() {
     assert!(failures(&server) >= 1.0, "{}", server.log());
     let log = server.log();
     assert!((1..=may_tell(begun)).contains(&told(&server)) && log.contains("No space left"), "{log}");
+    // A download that was cut goes on where it was, as it was told.
+    for good in &goods {
+        let url = offer(&server, &good.path).0;
+        let whole = server.get(&url);
+        assert_eq!(whole.header("accept-ranges"), Some("bytes"));
+        let tag = whole.header("etag").expect("it has a tag").to_owned();
+        let rest = server.connect().get_with(&url, &["Range: bytes=1000000-", &format!("If-Range: {tag}")]);
+        assert_eq!(rest.status, 206, "{}", server.log());
+        assert!(rest.body == whole.body[1_000_000..]);
+        let head = server.connect().head(&url, &[]);
+        assert_eq!((head.status, head.content_length()), (200, Some(whole.body.len() as u64)));
+    }
     assert_eq!(server.get("/health").text(), "OK\n");
 }
 

@@ -166,7 +166,11 @@ impl Actor {
         let (nar, encoding, nar_hash) = (wanted.nar.clone(), wanted.encoding, wanted.nar_hash);
         let whole =
             move |manifest, nar: Cursor| Stream::whole(manifest, Some(encoding), nar.into()).of(nar_hash);
-        let stream = match (self.compressor.compress(wanted), when) {
+        let compressing = match when {
+            When::Begun => self.compressor.compress(wanted),
+            When::Done => self.compressor.compress_for_length(wanted),
+        };
+        let stream = match (compressing, when) {
             (Ok(Compressing::Done(manifest)), _) => Ok(whole(manifest, nar)),
             (Ok(Compressing::Job(job)), When::Begun) => Ok(Stream::following(job, nar)),
             (Ok(Compressing::Job(job)), When::Done) => {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::ManifestKey;
 use super::inventory::Batch;
 use super::volume::Volume;
-use crate::limits::{CACHE_SYNC_BYTES, CACHE_SYNC_TIME};
+use crate::limits::{CACHE_MANIFESTS_UNSETTLED, CACHE_SYNC_BYTES, CACHE_SYNC_TIME};
 
 /// The end of the last volume.
 #[derive(Debug, Default)]
@@ -44,12 +45,16 @@ impl Appender {
         Taken { batch: std::mem::take(&mut self.batch), volume }
     }
 
-    /// What was put meanwhile is newer. The next try is a while away.
-    pub(super) fn put_back(&mut self, batch: Batch) {
+    /// What was put meanwhile is newer. The next try is a while away. Gives the manifests that are too many to be held.
+    pub(super) fn put_back(&mut self, batch: Batch) -> Vec<ManifestKey> {
         self.batch.frames.extend(batch.frames);
         for (key, body) in batch.manifests {
             self.batch.manifests.entry(key).or_insert(body);
         }
         self.since = Some(Instant::now());
+        if self.batch.manifests.len() <= CACHE_MANIFESTS_UNSETTLED {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.batch.manifests).into_keys().collect()
     }
 }

@@ -9,6 +9,7 @@
 //! was made of it stays, and who comes back finds it as far as it has come.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
@@ -22,6 +23,7 @@ use super::again::{Again, Missing, Remaking};
 use super::encode::{EncodeError, Encoder, Encoding};
 use super::job::{CompressError, Input, Interest, Job, Made};
 use super::manifest::Manifest;
+use super::plans::Plans;
 use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
@@ -29,7 +31,7 @@ use crate::formats::store_path::StorePath;
 use crate::limits::{CACHE_LOOK, COMPRESSING_ALONE, COMPRESSING_BEHIND, WARNING_PAUSE};
 use crate::mailbox::Sender;
 use crate::metrics::CompressMetrics;
-use crate::nar::{Cursor, Damage, NarError, Segment};
+use crate::nar::{Cursor, Damage, NarError, Plan, Segment};
 
 mod queue;
 
@@ -74,6 +76,8 @@ struct Shared {
     told: Mutex<Option<Instant>>,
     /// Has a clone with each client that frames are made for alone.
     alone: Arc<()>,
+    /// Of trees of which frames are made again.
+    plans: Plans,
     /// How many threads there are.
     threads: AtomicUsize,
 }
@@ -88,8 +92,9 @@ impl Compressor {
         metrics: Arc<CompressMetrics>,
     ) -> Self {
         let (state, wake, finished) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        let (told, alone, threads) = (Mutex::default(), Arc::default(), AtomicUsize::new(0));
-        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, threads }))
+        let (told, alone, plans) = (Mutex::default(), Arc::default(), Plans::default());
+        let threads = AtomicUsize::new(0);
+        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, plans, threads }))
     }
 
     /// How many NARs were compressed so far: while it is the same, nothing that was not there is.
@@ -150,6 +155,18 @@ impl Compressor {
     /// # Errors
     /// When the cache cannot be read, or the threads are about to end.
     pub fn compress(&self, wanted: Wanted) -> Result<Compressing, CompressError> {
+        self.begin(wanted, false)
+    }
+
+    /// The same for somebody who waits for the file's length: where frames cannot be kept, it is found all the same.
+    ///
+    /// # Errors
+    /// As [`Compressor::compress`].
+    pub fn compress_for_length(&self, wanted: Wanted) -> Result<Compressing, CompressError> {
+        self.begin(wanted, true)
+    }
+
+    fn begin(&self, wanted: Wanted, needs_length: bool) -> Result<Compressing, CompressError> {
         let Wanted { path, nar_hash, nar, encoding, by } = wanted;
         if self.0.cache.is_none() {
             return Err(CompressError::NoCache);
@@ -158,6 +175,9 @@ impl Compressor {
         let mut state = self.0.state();
         if let Some(job) = state.jobs.get(&(nar_hash, encoding)) {
             let job = Arc::clone(job);
+            if needs_length {
+                job.need_length();
+            }
             if let Some(by) = by {
                 let was_wanted = job.is_wanted();
                 job.want(by);
@@ -178,6 +198,9 @@ impl Compressor {
             return Err(CompressError::TooMany);
         }
         let job = Arc::new(Job::new(path, nar.clone(), nar_hash, encoding, by));
+        if needs_length {
+            job.need_length();
+        }
         let input = Input::new(nar);
         state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0, turn: None });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
@@ -246,7 +269,11 @@ impl Compressor {
             task.next += 1;
             self.0.put_back(task);
         }
-        let made = match frame(&self.0, job.encoding, &chunk, encoder) {
+        let made = match job.needs_length() {
+            true => frame_or_bytes(&self.0, job.encoding, &chunk, encoder),
+            false => frame(&self.0, job.encoding, &chunk, encoder),
+        };
+        let made = match made {
             Ok((key, segment)) => Made { key, chunk: chunk.len(), segment, nar_hash },
             Err(error) => return self.failed(&job, error),
         };
@@ -313,22 +340,8 @@ fn frame(
     chunk: &[u8],
     encoder: &mut Option<Encoder>,
 ) -> Result<(Key, Segment), CompressError> {
-    let key = encoding.key(chunk);
-    let Some(cache) = &shared.cache else { return Err(CompressError::NoCache) };
-    match cache.get(&key) {
-        Ok(Some(frame)) => {
-            if let Some(segment) = frame.pin() {
-                shared.metrics.found(chunk.len());
-                return Ok((key, segment));
-            }
-        }
-        Ok(None) => {}
-        Err(error) => shared.cache_failed(&error),
-    }
-    let made = encode(shared, encoding, chunk, encoder)?;
-    let frame = cache.put(&key, &made).map_err(Arc::new)?;
-    // Should it be evicted at once, it is sent from memory.
-    Ok((key, frame.pin_unmarked().unwrap_or_else(|| Segment::Bytes(made.into()))))
+    let (key, segment, unkept) = found_or_made(shared, encoding, chunk, encoder)?;
+    unkept.map_or(Ok((key, segment)), Err)
 }
 
 /// The same where it is sent from memory if it cannot be kept.
@@ -338,13 +351,39 @@ fn frame_or_bytes(
     chunk: &[u8],
     encoder: &mut Option<Encoder>,
 ) -> Result<(Key, Segment), CompressError> {
-    match frame(shared, encoding, chunk, encoder) {
-        Err(CompressError::Cache(_) | CompressError::NoCache) => {
-            let made = encode(shared, encoding, chunk, encoder)?;
-            Ok((encoding.key(chunk), Segment::Bytes(made.into())))
-        }
-        other => other,
+    let (key, segment, unkept) = found_or_made(shared, encoding, chunk, encoder)?;
+    if let Some(CompressError::Cache(error)) = unkept {
+        shared.cache_failed(&error);
     }
+    Ok((key, segment))
+}
+
+/// The frame of a chunk, and why it could not be kept, if it could not.
+fn found_or_made(
+    shared: &Shared,
+    encoding: Encoding,
+    chunk: &[u8],
+    encoder: &mut Option<Encoder>,
+) -> Result<(Key, Segment, Option<CompressError>), EncodeError> {
+    let key = encoding.key(chunk);
+    match shared.cache.as_ref().map(|cache| cache.get(&key)) {
+        Some(Ok(Some(frame))) => {
+            if let Some(segment) = frame.pin() {
+                shared.metrics.found(chunk.len());
+                return Ok((key, segment, None));
+            }
+        }
+        Some(Err(error)) => shared.cache_failed(&error),
+        Some(Ok(None)) | None => {}
+    }
+    let made = encode(shared, encoding, chunk, encoder)?;
+    let (kept, unkept) = match shared.cache.as_ref().map(|cache| cache.put(&key, &made)) {
+        // Should it be evicted at once, it is sent from memory.
+        Some(Ok(frame)) => (frame.pin_unmarked(), None),
+        Some(Err(error)) => (None, Some(CompressError::Cache(Arc::new(error)))),
+        None => (None, Some(CompressError::NoCache)),
+    };
+    Ok((key, kept.unwrap_or_else(|| Segment::Bytes(made.into())), unkept))
 }
 
 fn encode(
@@ -396,6 +435,11 @@ impl Compressor {
         (remaking, true)
     }
 
+    /// A plan of the tree at `root`, to make frames of. Waits for the disk.
+    pub(super) fn plan(&self, root: &Path) -> Result<Arc<Plan>, NarError> {
+        self.0.plans.of(root)
+    }
+
     /// How many frames can be made at once.
     pub(super) fn threads(&self) -> usize {
         self.0.threads.load(Ordering::Relaxed)
@@ -406,7 +450,7 @@ impl Compressor {
         self.0.cache_failed(error);
     }
 
-    /// A turn for one client alone, until it is dropped.
+    /// A turn to hold a frame in memory for one client, until it is dropped.
     ///
     /// # Errors
     /// [`CompressError::TooMany`] where [`COMPRESSING_ALONE`] have one.

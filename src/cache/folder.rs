@@ -493,7 +493,9 @@ impl Cache {
             batch.frames.clear();
             self.give_up(inventory, appender, &volume);
         }
-        appender.put_back(batch);
+        let too_many = appender.put_back(batch);
+        let mut known = self.known_now();
+        too_many.iter().for_each(|key| drop(known.manifests.remove(key)));
         error
     }
 

@@ -22,6 +22,7 @@ mod key;
 pub mod layout;
 mod manifest;
 pub mod pack;
+mod plans;
 mod stream;
 mod survey;
 #[cfg(test)]
