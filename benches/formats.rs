@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use ed25519_dalek::Signer;
 use harmonia::formats::hash::Sha256;
 use harmonia::formats::narinfo::{self, NarInfo, PathInfo};
 use harmonia::formats::signature::SecretKey;
@@ -51,6 +52,11 @@ fn formats(criterion: &mut Criterion) {
     criterion
         .bench_function("formats/fingerprint", |b| b.iter(|| narinfo::fingerprint(&dir, black_box(&info))));
     criterion.bench_function("formats/sign", |b| b.iter(|| keys[0].sign(black_box(fingerprint.as_bytes()))));
+    // The library that verifies: why it does not sign as well.
+    let peer = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+    criterion.bench_function("formats/sign, ed25519-dalek", |b| {
+        b.iter(|| peer.sign(black_box(fingerprint.as_bytes())));
+    });
     let signature = keys[0].sign(fingerprint.as_bytes());
     criterion.bench_function("formats/verify", |b| {
         b.iter(|| public.verify(black_box(fingerprint.as_bytes()), &signature));

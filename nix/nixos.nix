@@ -21,6 +21,10 @@ let
   # Where the server puts roots of what it is to keep, and `harmonia pin` the pins.
   rootsDir = settings.roots_dir or "/nix/var/nix/gcroots/harmonia";
   streams = map (lib.removePrefix "unix:") (lib.toList settings.bind);
+  isStream =
+    stream:
+    lib.hasPrefix "/" stream
+    || builtins.match "([0-9]+\\.[0-9.]+|\\[[0-9a-fA-F:.]+(%[^]]+)?]):[0-9]+" stream != null;
   renamed =
     name:
     lib.mkRenamedOptionModule
@@ -50,13 +54,25 @@ in
   options.services.harmonia = common.options;
 
   config = lib.mkIf cfg.enable {
-    assertions = common.assertions keys;
+    assertions = common.assertions keys ++ [
+      {
+        # systemd looks up no names, and leaves out a line that it does not understand.
+        assertion = lib.all isStream streams;
+        message = "services.harmonia: bind names a host. systemd listens, which takes addresses only: `127.0.0.1:5000`, `[::1]:5000` or `unix:/path`.";
+      }
+    ];
+
+    # The daemon holds the roots of what is being sent, where it lets this user ask; as nixpkgs' own module has it.
+    nix.settings.extra-allowed-users = [ "harmonia" ];
 
     users.users.harmonia = {
       isSystemUser = true;
       group = "harmonia";
     };
     users.groups.harmonia = { };
+
+    # With it the kernel encrypts what the server sends; loading it is not the server's to do.
+    boot.kernelModules = lib.optional (settings ? tls_cert_path) "tls";
 
     systemd.tmpfiles.rules = [ "d ${rootsDir} 0755 harmonia harmonia -" ];
 

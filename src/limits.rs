@@ -1,6 +1,10 @@
 //! Every bound, with its reason; the relations between bounds are asserted at compile time.
 
+mod doctor;
+
 use std::time::Duration;
+
+pub use doctor::*;
 
 // HTTP: what a request may ask of the parser.
 
@@ -125,6 +129,10 @@ pub const FETCH_AHEAD: u64 = FETCH_BYTES / 2;
 /// moves enough to be cheap and a slow reader holds little.
 pub const TLS_BUFFER: usize = 64 << 10;
 
+/// How long each connection of this machine with itself may take by which it is found out whether the kernel encrypts;
+/// they take microseconds, or are forbidden.
+pub const TLS_PROBE: Duration = Duration::from_secs(1);
+
 /// How often the files of certificate and key are looked at. Whoever renews them replaces them days before their end.
 pub const TLS_LOOK: Duration = Duration::from_secs(10);
 
@@ -179,8 +187,9 @@ pub const FAULTS_TOLD: u32 = 10;
 /// listening sockets, databases, the daemon's socket, temporary roots; and the cache's volumes.
 pub const DESCRIPTORS_OWN: u64 = 112 + CACHE_VOLUMES;
 
-/// A worker holds its poll, what wakes it, and the Nix database with its log.
-pub const DESCRIPTORS_PER_WORKER: u64 = 4;
+/// A worker holds its poll, what wakes it, the Nix database with its log and its index, and the first two once more to
+/// ask what they are.
+pub const DESCRIPTORS_PER_WORKER: u64 = 7;
 
 /// A connection that sends a NAR holds its socket, the folder of the store path and, at the most, these files.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2 + TRANSFER_FILES as u64;
@@ -251,9 +260,6 @@ const _: () = assert!(
 /// Paths that wait to be kept, each asked for the first time that day. Of those beyond it, the next request tells.
 pub const KEEP_QUEUE: usize = 4096;
 
-/// A link is renewed at most so often: nobody sets days and means hours.
-pub const KEEP_RENEW: Duration = Duration::from_secs(24 * 3600);
-
 /// How often links are looked at that may have expired. Looking at 100,000 of them takes a fifth of a second.
 pub const KEEP_SWEEP: Duration = Duration::from_secs(3600);
 
@@ -297,6 +303,17 @@ pub const DEBUG_ROWS: i64 = 10_000;
 /// some time after the build.
 pub const DEBUG_REFRESH: Duration = Duration::from_secs(5);
 
+// Documents that are encoded on the way.
+
+/// A listing, log or page is encoded from so many bytes on, where that is set. What is shorter is with the client after
+/// one round trip in any case: a connection begins with some 14 KB.
+pub const ENCODED_MIN: usize = 16 << 10;
+
+/// The level of zstd for them: some 300 MB a second.
+pub const ENCODED_LEVEL: i32 = 3;
+
+const _: () = assert!(ENCODED_MIN <= LOG_PART, "of a log in parts, each but the last is worth it");
+
 // What people look at.
 
 /// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are
@@ -335,6 +352,11 @@ pub const MAILBOX_SPARE: usize = 64;
 /// The most messages a mailbox has room for, whatever the number of connections: a queue's memory is taken
 /// at once, at some 100 bytes a message. Questions beyond it are answered 503.
 pub const MAILBOX_MAX: usize = 16_384;
+
+/// How many may wait on a list for one thing that is under way: a tree that is walked, the one NAR that is measured, the
+/// look at the database after the next. Whoever leaves stays on it, so connections alone do not bound it; at some 100
+/// bytes each, beyond it the answer is 503.
+pub const WAITING_MAX: usize = MAILBOX_MAX;
 
 const _: () = assert!(MAILBOX_SPARE < MAILBOX_MAX);
 
@@ -443,8 +465,7 @@ pub const AHEAD_ROWS: usize = 256;
 /// free only then.
 pub const CACHE_LOOK: Duration = Duration::from_secs(5);
 
-/// How many manifests are held in memory while the inventory cannot be written, some megabytes at the most: beyond that
-/// they are forgotten, as what is not kept is made again.
+/// How many manifests are held in memory while the inventory cannot be written: some megabytes. More are forgotten.
 pub const CACHE_MANIFESTS_UNSETTLED: usize = 4096;
 
 /// How many manifests are kept, at some 250 bytes each on average: 64 MB. There is one for each NAR that was ever
@@ -502,39 +523,6 @@ const _: () = assert!(CACHE_FRAME_MAX <= u32::MAX as usize, "a record has 32 bit
 /// What decoding a compressed NAR reads at a time, in bytes.
 pub const DECODE_BYTES: usize = 64 << 10;
 
-// The doctor.
-
-/// The most that is read of an answer that is text, in bytes: a page that shows keys, a narinfo. A narinfo with a
-/// thousand references has some 60 KB.
-pub const DOCTOR_TEXT_BYTES: u64 = 1 << 20;
-
-/// How many of this machine's store paths a cache is asked for until it has one. Fleets share most of what they hold;
-/// at 50 ms an answer, it is as long as a download may take.
-pub const DOCTOR_ASKED: usize = 200;
-
-/// How many narinfos are looked at: some may be signed by others, so one alone says little of the cache's keys.
-pub const DOCTOR_NARINFOS: usize = 8;
-
-/// The largest file that is chosen for the measured download, in bytes; a smaller one if there is none below.
-pub const DOCTOR_FILE_BYTES: u64 = 64 << 20;
-
-/// What of a NAR's beginning is asked for a second time, from its middle on, to see that ranges work.
-pub const DOCTOR_SAMPLE_BYTES: usize = 32 << 10;
-
-/// A download below so many bytes a second is slow: less than the oldest Wi-Fi carries, and a system's closure of
-/// some gigabytes takes an hour.
-pub const DOCTOR_SLOW: u64 = 1 << 20;
-
-/// A download that took less time than this says nothing of the rate.
-pub const DOCTOR_RATE_TIME: Duration = Duration::from_secs(2);
-
-/// How far the clocks of cache and client may be apart: what drifts for lack of a time server is further, and
-/// certificates are issued hours before they are used.
-pub const DOCTOR_CLOCK: Duration = Duration::from_secs(5 * 60);
-
-/// How deep `nix.conf` files may include each other; Nix itself would read a circle for ever.
-pub const NIX_CONF_DEPTH: usize = 10;
-
 // Nix's formats.
 
 /// The longest name in a NAR, in bytes. Linux has 255 bytes; macOS 255 UTF-16 units, up to 765 bytes of UTF-8.
@@ -567,6 +555,10 @@ pub const DATABASE_PAUSE: Duration = Duration::from_millis(5);
 /// move in steps of up to 10 ms, and a second write in the same step would not show.
 pub const DATABASE_QUIET: Duration = Duration::from_millis(100);
 
+/// How often the database is looked up by its name where it is held on to: for so long it may go unseen that a folder
+/// above it was renamed, or a file system mounted over it.
+pub const DATABASE_BY_NAME: Duration = Duration::from_millis(100);
+
 /// How often it is looked whether marks of damaged paths were set or cleared, or their trees repaired: whoever did so
 /// tries it at once.
 pub const QUARANTINE_LOOK: Duration = Duration::from_secs(1);
@@ -580,6 +572,10 @@ pub const FILE_TIME_STEP: Duration = Duration::from_secs(2);
 /// How many rows of a big database are read into the index before the next question is looked at: about
 /// 10 ms.
 pub const INDEX_SLICE: usize = 16_384;
+
+/// How many paths that are asked for are read in one transaction, and then answered together: the first waits for the
+/// last to be signed, half a millisecond.
+pub const INFO_BATCH: usize = 16;
 
 /// Paths registered since the index was last merged. The part that holds them is copied at each change that
 /// adds to it (150 KB, some 10 µs); a merge copies the whole index (36 MB for a million paths, under 100 ms).

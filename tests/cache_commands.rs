@@ -161,3 +161,38 @@ fn what_cannot_be_done_is_said() {
     let elsewhere = refused(COMPRESSING, &["warm", "--all"]);
     assert!(elsewhere.contains("another harmonia") && elsewhere.contains("--bind"), "{elsewhere}");
 }
+
+#[test]
+fn a_server_without_a_cache_is_not_asked_for_ever() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    (0..5).for_each(|number| drop(add(&store, &format!("path-{number}"), number)));
+    write(cache.path().join("file"), "no folder");
+    let server = settings(&store, &cache.path().join("file/cache")).start();
+    let bind = server.address.to_string();
+    let output = command(&store, cache.path(), COMPRESSING, &["warm", "--all", "--bind", &bind]);
+    assert_eq!(output.status.code(), Some(2), "{}", lossy(&output.stdout));
+    let told = lossy(&output.stderr);
+    assert!(told.contains(&bind) && told.contains("its log says why"), "{told}");
+    assert!(server.log().contains("file/cache"), "{}", server.log());
+}
+
+#[test]
+fn another_users_cache_is_left_alone_where_no_server_runs() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    add(&store, "one", 1);
+    if !support::is_root() {
+        // Nobody else's folder can be made then; root has one that everybody may look at.
+        let output = command(&store, Path::new("/usr"), COMPRESSING, &["warm", "--all"]);
+        assert!(lossy(&output.stderr).contains("sudo -u '#0'"), "{}", lossy(&output.stderr));
+        return;
+    }
+    let theirs = cache.path().join("service");
+    fs::create_dir(&theirs).expect("the folder is ours");
+    std::os::unix::fs::chown(&theirs, Some(65534), None).expect("root may");
+    for folder in [theirs.clone(), theirs.join("cache")] {
+        let output = command(&store, &folder, COMPRESSING, &["warm", "--all"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(lossy(&output.stderr).contains("sudo -u '#65534'"), "{}", lossy(&output.stderr));
+    }
+    assert_eq!(fs::read_dir(&theirs).expect("it is there").count(), 0);
+}

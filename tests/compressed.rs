@@ -95,6 +95,7 @@ fn a_nar_is_sent_as_it_is_compressed_and_the_same_ever_after() {
     assert!(saved >= smaller && saved < smaller * 1.01, "{saved} of {smaller}");
     let head = server.connect().head(&url, &[]);
     assert_eq!((head.status, head.content_length()), (200, Some(first.body.len() as u64)));
+    assert_eq!(server.metric("harmonia_compressed_nars_total", &["hit"]), 1.0, "a HEAD fetches nothing");
     let unchanged = server.connect().get_with(&url, &[&format!("If-None-Match: {tag}")]);
     assert_eq!(unchanged.status, 304);
     let wrong = url.replace("hash=", "hash=0");

@@ -33,7 +33,7 @@ fn all_is_well_in_words_and_in_json() {
         &*format!("\n{url}\n"),
         &format!("  well     it answers, and is a binary cache for {}, priority 30\n", case.store.dir()),
         "  well     what it serves is signed by cache.example-1, which this client trusts\n",
-        &format!("  well     the NAR of {} came: 300.1 kB in ", case.path),
+        &format!("  well     the NAR of {} came: 300 kB in ", case.path),
         "  well     a download that is cut can be resumed\n",
         "\nNothing is wrong.\n",
     ] {

@@ -165,6 +165,35 @@ fn dashboard_queries() -> Vec<String> {
     queries
 }
 
+/// The queries of the alerts, read as lines: `expr: QUERY`, or `expr: >-` and what is indented below it.
+fn alert_queries() -> Vec<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/alerts.yml"));
+    let text = text.expect("it is there");
+    let queries = text.split("\n        expr: ").skip(1).map(|rest| {
+        let folded = rest.strip_prefix(">-\n").map(|rest| {
+            let lines = rest.lines().take_while(|line| line.starts_with("          "));
+            lines.map(str::trim).collect::<Vec<_>>().join(" ")
+        });
+        folded.unwrap_or_else(|| rest.lines().next().expect("a line").to_owned())
+    });
+    let queries: Vec<String> = queries.collect();
+    assert_eq!(queries.len(), text.matches("- alert: ").count(), "each alert has a query");
+    // The one that is about the server's absence asks for Prometheus's own metric.
+    queries.into_iter().filter(|query| !query.starts_with("up{")).collect()
+}
+
+/// The alerts that the page describes are those that there are.
+#[test]
+fn every_alert_is_described() {
+    let read = |name: &str| std::fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR")));
+    let (alerts, page) =
+        (read("alerts.yml").expect("it is there"), read("monitoring.md").expect("it is there"));
+    let names: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let described = page.lines().filter_map(|line| line.strip_prefix("| `Harmonia")?.split('`').next());
+    let described: Vec<String> = described.map(|rest| format!("Harmonia{rest}")).collect();
+    assert_eq!(names, described);
+}
+
 /// The names and label matchers of each metric in a query: what stands before it, its name, what is in its braces.
 fn selectors(query: &str) -> Vec<(&str, &str, &str)> {
     let starts = query.match_indices("harmonia_").map(|(start, _)| start);
@@ -187,7 +216,7 @@ fn selectors(query: &str) -> Vec<(&str, &str, &str)> {
 }
 
 #[test]
-fn the_dashboard_asks_for_metrics_and_labels_that_exist() {
+fn the_dashboard_and_the_alerts_ask_for_metrics_and_labels_that_exist() {
     let store = Store::new(Kind::Chroot);
     let path = store.add("shown", |tree| write(tree.join("file"), "contents"));
     let server = Server::of(&store);
@@ -198,7 +227,9 @@ fn the_dashboard_asks_for_metrics_and_labels_that_exist() {
         families.iter().flat_map(|family| family["samples"].as_array().expect("a list")).collect();
     // Prometheus's own, which every series gets when it is read.
     let has_label = |sample: &Value, label: &str| label == "instance" || !sample["labels"][label].is_null();
-    for query in dashboard_queries() {
+    let alerts = alert_queries();
+    assert!(alerts.len() > 5, "there are alerts");
+    for query in dashboard_queries().into_iter().chain(alerts) {
         let selectors = selectors(&query);
         assert!(!selectors.is_empty(), "{query}");
         for (before, name, matchers) in selectors {

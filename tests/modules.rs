@@ -23,9 +23,15 @@ fn nix(scratch: &Scratch, expression: &str) -> Command {
 
 /// What a part of an evaluated module comes to: `defaults`, `config` …
 fn evaluate(module: &str, set: &str, part: &str) -> Value {
+    evaluate_among("{ }", module, set, part)
+}
+
+/// The same, among modules that declare the options `others`.
+fn evaluate_among(others: &str, module: &str, set: &str, part: &str) -> Value {
     let scratch = Scratch::new();
-    let expression =
-        format!("((import {FOLDER}/tests/stand-in.nix).evaluate {FOLDER}/{module} {set}).{part}");
+    let expression = format!(
+        "((import {FOLDER}/tests/stand-in.nix).evaluateAmong {others} {FOLDER}/{module} {set}).{part}"
+    );
     let json = succeed(&mut nix(&scratch, &expression));
     serde_json::from_slice(&json).expect("Nix writes JSON")
 }
@@ -98,7 +104,25 @@ fn nixos_runs_a_hardened_notifying_socket_unit_with_keys_as_credentials() {
     let roots = read.roots_dir.to_str().expect("a text");
     let rule = format!("d {roots} 0755 harmonia harmonia -");
     assert_eq!(config["systemd"]["tmpfiles"]["rules"], serde_json::json!([rule]));
+    assert_eq!(config["boot"]["kernelModules"], serde_json::json!([]), "only TLS wants one");
     assert_eq!(service["ReadWritePaths"], format!("-{roots}"));
+    // Where the daemon is not for everybody, it is for this user, which asks it for roots.
+    assert_eq!(config["nix"]["settings"]["extra-allowed-users"], serde_json::json!(["harmonia"]));
+}
+
+/// systemd passes over a `ListenStream=` that names a host, and the server would get no socket at all.
+#[test]
+fn nixos_refuses_to_listen_at_a_name() {
+    let said = |bind: &str| {
+        let set = format!("{{ services.harmonia = {{ enable = true; signKeyPath = \"/k\"; {bind} }}; }}");
+        assertions_fail("nixos.nix", &set)
+    };
+    for bind in ["bind = \"localhost:5000\";", "settings.bind = [ \"[::1]:1\" \"cache.example:5000\" ];"] {
+        assert!(said(bind).contains("bind names a host"), "{bind}");
+    }
+    for bind in ["127.0.0.1:5000", "[::]:5000", "[fe80::1%eth0]:80", "unix:/run/h", "unix:///run/h"] {
+        assert_eq!(said(&format!("bind = \"{bind}\";")), "");
+    }
 }
 
 #[test]
@@ -122,11 +146,15 @@ fn systemd_understands_the_unit() {
         .replace("/package/bin/harmonia", "/bin/true")
         .replace("notify-reload", "notify");
     let file = scratch.path().join("harmonia.service");
-    write(&file, text);
-    let output = support::run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file));
-    let said = lossy(&output.stderr);
-    let about_it: Vec<&str> = said.lines().filter(|line| line.contains("harmonia.service")).collect();
-    assert!(about_it.is_empty(), "{about_it:?}");
+    let about = |text: &str| -> Vec<String> {
+        write(&file, text);
+        let output = support::run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file));
+        let said = lossy(&output.stderr);
+        said.lines().filter(|line| line.contains("harmonia.service")).map(str::to_owned).collect()
+    };
+    assert_eq!(about(&text), Vec::<String>::new());
+    let told = about(&format!("{text}NoSuchKey=1\n"));
+    assert!(told.iter().any(|line| line.contains("NoSuchKey")), "the witness can fail: {told:?}");
 }
 
 #[test]
@@ -191,15 +219,23 @@ fn clients_of_every_platform_get_the_same_keys_from_one_place() {
     });
     assert_eq!(evaluate("client-nixos.nix", &set, "config")["nix"]["settings"], settings);
     assert_eq!(evaluate("client-darwin.nix", &set, "config")["nix"]["settings"], settings);
+    assert_eq!(assertions_fail("client-darwin.nix", &set), "");
 
     let set = format!("{{ services.harmonia-client = {{ installer = \"determinate\"; {caches} }}; }}");
-    let config = evaluate("client-darwin.nix", &set, "config");
     let custom = serde_json::json!({
         "extra-substituters": "http://b:5000 http://a:5000",
         "extra-trusted-public-keys": "a-2:y a-1:x",
     });
-    assert_eq!(config["determinate-nix"]["customSettings"], custom);
-    assert!(config.get("nix").is_none(), "nix.settings does nothing there");
+    // Determinate's module has had two names for its options.
+    for name in ["determinateNix", "determinate-nix"] {
+        let config = evaluate_among(&format!("{{ {name} = {{ }}; }}"), "client-darwin.nix", &set, "config");
+        assert_eq!(config[name]["customSettings"], custom);
+        assert!(config["nix"].get("settings").is_none(), "nix.settings does nothing there");
+        assert_eq!(config["assertions"][0]["assertion"], true);
+    }
+    // What no module declares must not be set, whatever its value.
+    assert!(assertions_fail("client-darwin.nix", &set).contains("is not imported"));
+    assert_eq!(evaluate("client-darwin.nix", &set, "names"), serde_json::json!(["assertions", "nix"]));
     assert_eq!(evaluate("client-nixos.nix", "{ }", "config"), serde_json::json!({}));
 }
 

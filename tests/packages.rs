@@ -47,6 +47,8 @@ fn the_debian_package_has_all_that_belongs_beside_the_program() {
         "fish/vendor_completions.d/harmonia.fish",
         "doc/harmonia/copyright",
         "doc/harmonia/operating.md",
+        "doc/harmonia/settings.md",
+        "doc/harmonia/alerts.yml",
     ] {
         assert!(fs::metadata(shared.join(file)).is_ok_and(|file| file.len() > 0), "{file}");
     }

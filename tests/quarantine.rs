@@ -246,7 +246,7 @@ fn damage_that_is_put_right_in_place_is_never_sent_again() {
 fn verify_says_what_it_cannot_do() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "gone", 1);
-    for (named, why) in [("/etc/passwd", "not in the store"), ("/nix/store/0", "not in the store")] {
+    for (named, why) in [("/etc/passwd", "not in the store"), ("/nix/store/0", "store path's hash")] {
         let refused = verify(&store, cache.path(), &[named]);
         assert_eq!(refused.status.code(), Some(2));
         assert!(lossy(&refused.stderr).contains(why), "{}", lossy(&refused.stderr));
@@ -255,10 +255,18 @@ fn verify_says_what_it_cannot_do() {
     let refused = verify(&store, cache.path(), &[&absent]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(lossy(&refused.stderr).contains("not valid"), "{}", lossy(&refused.stderr));
-    // A tree that is not there is damage, too.
+    // A tree that is not there is damage, too: until it is there again, its narinfo is no more to be had than its NAR.
+    let server = settings(&store, cache.path()).start();
+    assert_eq!(narinfo(&server, &path), 200);
+    let kept = Scratch::new();
+    succeed(Command::new("cp").arg("--recursive").arg(store.real(&path)).arg(kept.path().join("tree")));
     succeed(Command::new("chmod").args(["-R", "u+w"]).arg(store.real(&path)));
     succeed(Command::new("rm").arg("-rf").arg(store.real(&path)));
     let gone = verify(&store, cache.path(), &[]);
     assert_eq!(gone.status.code(), Some(1), "{}", lossy(&gone.stderr));
-    assert!(lossy(&gone.stdout).contains(&path), "{}", lossy(&gone.stdout));
+    let told = lossy(&gone.stdout);
+    assert!(told.contains(&format!("{path}: no such path on disk; quarantined")), "{told}");
+    wait_until("the mark to be seen", LIMIT, || narinfo(&server, &path) == 404);
+    succeed(Command::new("cp").arg("--recursive").arg(kept.path().join("tree")).arg(store.real(&path)));
+    wait_until("it to be served again", LIMIT, || narinfo(&server, &path) == 200);
 }

@@ -137,6 +137,11 @@ fn a_bad_key_file_keeps_the_old_set_and_no_connection_is_dropped() {
     reload(&server, &both, "signing with cache.example-1, cache.example-2 from now on");
     wait_for_signers(&server, &paths[0], &["cache.example-1", "cache.example-2"]);
     assert!(kept.get(&target).text().contains("Sig: cache.example-2:"), "on the connection of before, too");
+    // Whoever sets a client up now copies both, and the doctor judges by them.
+    wait_until("the page to show both keys", LIMIT, || {
+        let page = kept.get("/").text();
+        page.contains("cache.example-1:") && page.contains("cache.example-2:")
+    });
     let rest = transfer.take(size as usize - 1000).expect("the transfer goes on");
     assert!(rest == store.dump(&large)[1000..]);
 }

@@ -67,6 +67,20 @@ fn nix_copies_by_tls_what_it_copies_without() {
 }
 
 #[test]
+fn who_encrypts_is_said_once_and_is_the_kernel_where_it_can() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("server", ECDSA);
+    let server = authority.settings(&store, "server").start();
+    // The kernel's own word; Linux without the module has no such name, other systems not even the file.
+    let can = fs::read_to_string("/proc/sys/net/ipv4/tcp_available_ulp")
+        .is_ok_and(|names| names.split_whitespace().any(|name| name == "tls"));
+    let wanted = if can { "TLS by the kernel" } else { "TLS in user space, because " };
+    let log = server.log();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains(" TLS ")).collect();
+    assert!(said.len() == 1 && said[0].contains(wanted), "{said:?}");
+}
+
+#[test]
 fn only_http_1_1_is_offered() {
     let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
     authority.issue("server", ECDSA);

@@ -12,6 +12,7 @@ use harmonia::formats::signature::SecretKey;
 use harmonia::formats::store_path::{StoreDir, StorePath, StorePathHash};
 use harmonia::http::date::DATE_LEN;
 use harmonia::http::{HeadReader, Parsed, Request, parse};
+use harmonia::limits;
 use harmonia::mailbox::{Outlet, Ticket};
 use harmonia::metrics::{Metrics, WorkerMetrics};
 use harmonia::server::Site;
@@ -67,7 +68,6 @@ impl Warm {
                 real_store: settings.real_store,
                 cache_info: "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n".into(),
                 priority: 30,
-                public_keys: Vec::new(),
                 compression: Compression {
                     offered: None,
                     cold: Cold::Stream,
@@ -108,6 +108,7 @@ impl Warm {
         let mut exchange = Exchange::new(&request, false, now);
         let mut desk = Desk {
             site: &self.site,
+            public_keys: &[],
             view: &mut self.view,
             head: &mut self.head,
             date: DATE,
@@ -178,6 +179,8 @@ fn warm_view(settings: &store::Settings, metrics: &Metrics, paths: &[StorePath])
         actor.handle(question, &outlet);
         answers.try_recv().expect("an unlocked database is answered from at once")
     };
+    // As a store that nobody writes to just now: what changed a moment ago is looked at more closely.
+    std::thread::sleep(limits::DATABASE_QUIET);
     let mut view = View::new(&settings.database);
     while view.look() == Look::Stale {
         let Answer::Refreshed(snapshot) = ask(Question::Refresh { ticket: TICKET, since: Instant::now() })

@@ -31,6 +31,10 @@ pub enum CorpusError {
     Run { program: &'static str, package: &'static str, source: io::Error },
     #[error("{program} failed: {words}")]
     Failed { program: &'static str, words: String },
+    #[error(
+        "apt-get download failed: {words}\nLists older than what is installed name packages that are no longer there: run apt-get update, then this again; what was downloaded is kept."
+    )]
+    Download { words: String },
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
     #[error("the package lists know none of the packages: run apt-get update")]
@@ -159,11 +163,12 @@ fn download(debs: &Path, packages: &[Package], say: &mut dyn FnMut(&str)) -> Res
             missing.len()
         ));
         let names = batch.iter().map(|package| format!("{}={}", package.name, package.version));
-        run(
-            "apt-get",
-            "apt",
-            Command::new("apt-get").args(["download", "-q"]).args(names).current_dir(debs),
-        )?;
+        let mut get = Command::new("apt-get");
+        get.args(["download", "-q"]).args(names).current_dir(debs);
+        run("apt-get", "apt", &mut get).map_err(|error| match error {
+            CorpusError::Failed { words, .. } => CorpusError::Download { words },
+            other => other,
+        })?;
     }
     match packages.iter().find(|package| !debs.join(package.file()).exists()) {
         Some(package) => Err(CorpusError::NotDownloaded(package.file())),

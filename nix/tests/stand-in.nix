@@ -1,7 +1,8 @@
 # As much of nixpkgs' lib and module system as the modules here use, so that they can be evaluated without nixpkgs.
 #
 # A module is read with the options' defaults and what a test sets; what its `config` comes to is the result. Types are
-# not checked, and no module sees what another sets.
+# not checked, and no module sees what another sets. As in the module system itself, the names of what a module sets are
+# looked at before there is a `config`: a module whose names depend on one is an infinite recursion.
 let
   isMarked = kind: value: builtins.isAttrs value && (value._type or null) == kind;
 
@@ -21,15 +22,31 @@ let
         value
     ) right;
 
-  # Without mkIf's marks.
+  # Without the marks of mkIf and mkMerge, and without what is not to be.
   resolved =
     value:
     if isMarked "if" value then
       if value.condition then resolved value.content else { }
+    else if isMarked "merge" value then
+      builtins.foldl' (left: right: merge left (resolved right)) { } value.contents
     else if builtins.isAttrs value && !(value ? outPath) then
-      builtins.mapAttrs (_: resolved) value
+      builtins.mapAttrs (_: resolved) (
+        builtins.removeAttrs value (
+          builtins.filter (name: isMarked "if" value.${name} && !value.${name}.condition) (builtins.attrNames value)
+        )
+      )
     else
       value;
+
+  # The names of what a module sets, found as the module system does: whatever a mkIf's condition says.
+  namesOf =
+    value:
+    if isMarked "if" value then
+      namesOf value.content
+    else if isMarked "merge" value then
+      builtins.concatMap namesOf value.contents
+    else
+      builtins.attrNames value;
 
   setPath =
     path: value:
@@ -80,6 +97,10 @@ let
       _type = "if";
       inherit condition content;
     };
+    mkMerge = contents: {
+      _type = "merge";
+      inherit contents;
+    };
     mkRenamedOptionModule = from: to: {
       _type = "renamed";
       inherit from to;
@@ -89,6 +110,9 @@ let
     optionalAttrs = condition: value: if condition then value else { };
     unique = builtins.foldl' (seen: value: if builtins.elem value seen then seen else seen ++ [ value ]) [ ];
     all = builtins.all;
+    findFirst =
+      condition: default: list:
+      builtins.head (builtins.filter condition list ++ [ default ]);
     attrValues = builtins.attrValues;
     concatMap = builtins.concatMap;
     concatStringsSep = builtins.concatStringsSep;
@@ -115,14 +139,14 @@ let
       generate = _: settings: builtins.toJSON settings;
     };
   };
-in
-{
-  # What `module` makes of `set`.
-  evaluate =
-    module: set:
+
+  # What `module` makes of `set`, among modules that declare the options `others`.
+  evaluateAmong =
+    others: module: set:
     let
       parts = import module {
         inherit lib pkgs config;
+        options = merge others parts.options;
       };
       renames = builtins.filter (isMarked "renamed") (parts.imports or [ ]);
       renamed = builtins.foldl' (
@@ -132,12 +156,20 @@ in
         in
         if old == null then set else merge set (setPath rename.to old.found)
       ) set renames;
-      config = merge (defaultsOf parts.options) renamed;
+      names = namesOf parts.config;
+      config = builtins.deepSeq names (merge (defaultsOf parts.options) renamed);
     in
     {
+      inherit names;
       options = parts.options;
       defaults = defaultsOf parts.options;
       disabled = parts.disabledModules or [ ];
       config = resolved parts.config;
     };
+in
+{
+  inherit evaluateAmong;
+
+  # What `module` makes of `set`.
+  evaluate = evaluateAmong { };
 }

@@ -234,7 +234,7 @@ impl Compressor {
         let mut encoder = None;
         while let Some(turn) = self.0.next() {
             match turn {
-                Turn::Chunk(task) => self.step(task, &mut encoder),
+                Turn::Chunk(task) => self.step(*task, &mut encoder),
                 Turn::Frame(again) => self.make_again(&again, &mut encoder),
             }
         }

@@ -92,7 +92,7 @@ impl Inventory {
         Ok((inventory, true))
     }
 
-    /// A further connection to a inventory that is open.
+    /// A further connection to an inventory that is open.
     pub(super) fn connect(folder: &Path) -> Result<Self, CacheError> {
         let path = folder.join(NAME);
         match Connection::open(&path) {

@@ -1,6 +1,6 @@
 //! What is made of NARs and kept on disk: frames in volumes, and manifests that say which frames make one NAR.
 //!
-//! A [`Cache`] is a folder of append-only volumes with a inventory of what lies where. It gives [`Frame`]s, which
+//! A [`Cache`] is a folder of append-only volumes with an inventory of what lies where. It gives [`Frame`]s, which
 //! are sent straight from their volume. All of it may be lost at any moment and only costs time: whoever asks for a
 //! frame that is not there makes it again.
 //!

@@ -66,7 +66,7 @@ enum Work {
     /// All of it.
     Whole(Arc<Manifest>),
     /// What has been made of it so far, of this NAR.
-    Job(Arc<Job>, Cursor),
+    Job(Arc<Job>, Box<Cursor>),
     /// It is made as it goes, for this client alone: frames cannot be kept.
     Alone {
         encoding: Encoding,
@@ -101,7 +101,7 @@ impl Stream {
     /// A file that is being made, from its start to its end.
     pub fn following(job: Arc<Job>, nar: Cursor) -> Self {
         let (encoding, nar_hash) = (Some(job.encoding), Some(job.nar_hash));
-        Self { nar_hash, ..Self::new(Tree::Planned(nar.clone()), encoding, Work::Job(job, nar)) }
+        Self { nar_hash, ..Self::new(Tree::Planned(nar.clone()), encoding, Work::Job(job, nar.into())) }
     }
 
     /// A file that is made as it is sent, for one client: there is no place for frames.
@@ -238,7 +238,7 @@ impl Stream {
                     }
                     // It goes on without the job, from where the client is.
                     Progress::Failed(CompressError::Cache(_), at) => {
-                        let (encoding, mut nar) = (job.encoding, nar.clone());
+                        let (encoding, mut nar) = (job.encoding, Cursor::clone(nar));
                         nar.set_range(at, nar.plan().size());
                         let _turn = compressor.alone()?;
                         self.work = Work::Alone { encoding, input: Box::new(Input::new(nar)), _turn };

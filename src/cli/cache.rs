@@ -76,6 +76,25 @@ enum CommandError {
         /// What says that there is one.
         source: CacheError,
     },
+    /// The folder, or the one that it would be made in, is somebody else's.
+    #[error(
+        "{} belongs to user {owner}, whose server could not open what is made here by another: run this as that user, \
+         with sudo -u '#{owner}'", .folder.display()
+    )]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// The number of its owner.
+        owner: u32,
+    },
+    /// The server has said too often, and at once, that it cannot.
+    #[error(
+        "the server at {place} answers each time that it can keep no compressed NAR now: its log says why"
+    )]
+    Refused {
+        /// Where it is.
+        place: Place,
+    },
     /// No server could be started for this.
     #[error(transparent)]
     Serve(#[from] ServeError),

@@ -1,4 +1,7 @@
 //! A client for commands that ask the server of this machine: plain HTTP, one request after another.
+//!
+//! ureq, which the doctor asks with, could do it too. For unix sockets it must be given a transport, whose interface it says
+//! it may change in any version; with that, the client would be as long as this one.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};

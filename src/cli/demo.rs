@@ -9,12 +9,13 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
+use super::progress::size;
 use super::serve;
 use crate::config::{Config, ConfigError};
 use crate::formats::store_path::StoreDir;
 use crate::io::listen::Address;
 use crate::store::add::Registered;
-use store::{DemoStore, DemoStoreError, size};
+use store::{DemoStore, DemoStoreError};
 
 /// Exit status where the demo could not be started.
 const FAILED: u8 = 2;

@@ -185,7 +185,7 @@ fn look_at_server(
     let keys = config.sign_key_paths.iter().map(key).collect::<Result<Vec<PublicKey>, KeysError>>()?;
     let paths = paths(doctor, &config.virtual_nix_store, &config.real_nix_store)?;
     let authorities = client.map_or_else(|| client::authorities(env), |client| client.authorities(env));
-    let cache = Cache::new(&url, authorities.as_deref(), seconds(doctor))?;
+    let cache = Cache::new(&url, authorities.as_deref(), seconds(doctor))?.of_this_machine();
     let mut look = Look::default();
     if let Some(info) = look::ask_info(&cache, &mut look) {
         let side = Side::Server { store_dir: &config.virtual_nix_store, keys: &keys };

@@ -67,3 +67,65 @@ pub fn main() -> ExitCode {
         Some(Command::Reload(reload)) => reload::run(&reload),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs;
+    use std::path::Path;
+
+    use clap::error::ErrorKind;
+
+    /// The words of a shell's command line, up to what is not the command's: a comment, a pipe, a redirection. Quotes are
+    /// only taken off, so none may hold a space.
+    fn words(line: &str) -> Vec<&str> {
+        let words = line.split_whitespace();
+        let own = words
+            .take_while(|word| !matches!(*word, "|" | ">" | "&&" | ";" | "\\") && !word.starts_with('#'));
+        own.map(|word| word.trim_matches(['"', '\''])).collect()
+    }
+
+    /// The command lines of this program that a page has: lines of blocks for a shell, and what is quoted in the text.
+    fn command_lines(text: &str) -> Vec<&str> {
+        let parts: Vec<&str> = text.split("\n```").collect();
+        let blocks = parts.iter().skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
+        let lines = blocks.flat_map(str::lines);
+        // What stands before the program's name: settings of variables, another user.
+        let lines = lines.filter_map(|line| match line.find("harmonia ") {
+            Some(at) if line[..at].split_whitespace().all(|word| word.contains('=') || word == "sudo") => {
+                Some(&line[at..])
+            }
+            _ => None,
+        });
+        let quoted = parts.iter().step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2));
+        lines.chain(quoted.filter(|line| line.starts_with("harmonia ") && !line.contains('\n'))).collect()
+    }
+
+    #[test]
+    fn every_command_line_of_the_documentation_is_taken() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let pages = fs::read_dir(root.join("docs")).expect("the pages are there");
+        let pages = pages.map(|page| page.expect("it can be read").path());
+        let pages = pages.filter(|page| page.extension().is_some_and(|extension| extension == "md"));
+        let mut taken = 0;
+        for page in pages.chain([root.join("README.md")]) {
+            let text = fs::read_to_string(&page).expect("it is text");
+            for line in command_lines(&text) {
+                // Any one that is there will do for a metavariable that has to be one of a few.
+                let line = line.replace("SHELL", "bash");
+                if let Err(error) = Arguments::try_parse_from(words(&line)) {
+                    let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+                    // A command that is spoken of, and not given.
+                    let is_group = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                        || error.kind() == ErrorKind::MissingSubcommand
+                        || error.kind() == ErrorKind::MissingRequiredArgument;
+                    let is_whole = line.split_whitespace().count() > 3;
+                    assert!(is_help || (is_group && !is_whole), "{}: {line}\n{error}", page.display());
+                }
+                taken += 1;
+            }
+        }
+        assert!(taken > 25, "{taken} command lines");
+    }
+}

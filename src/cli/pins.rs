@@ -8,7 +8,7 @@ use super::serve::store_settings;
 use crate::causes::with_causes;
 use crate::config::{Config, ConfigError};
 use crate::formats::store_path::StorePathError;
-use crate::store::pins::{Pin, PinError, Pins};
+use crate::store::pins::{Pin, PinError, Pinned, Pins};
 
 /// Exit status where something could not be done, as clap's for a wrong command line.
 const FAILED: u8 = 2;
@@ -65,11 +65,19 @@ enum PinsError {
 pub fn pin(command: &PinCommand) -> ExitCode {
     done(|| {
         let PinCommand { name, path, place } = command;
-        let (pinned, before) = place.pins()?.pin(name, path)?;
+        let Pinned { path: pinned, before, is_certain } = place.pins()?.pin(name, path)?;
         let mut out = io::stdout().lock();
         writeln!(out, "{name} keeps {pinned}")?;
         if let Some(before) = before.filter(|before| !before.ends_with(pinned.as_str())) {
             writeln!(out, "it kept {} before", before.display())?;
+        }
+        if !is_certain {
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(
+                io::stderr(),
+                "harmonia: this user can neither write temporary roots nor ask the Nix daemon for them: a garbage \
+                 collection that runs just now does not know of the pin. Once it has ended, see `harmonia pins`"
+            );
         }
         Ok(())
     })

@@ -135,6 +135,12 @@ fn start(config: &Config, journal: Option<Journal>) -> Result<(Server, Option<Ce
         );
     }
     let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
+    if let Some(certificates) = &certificates {
+        match certificates.tls().in_user_space() {
+            None => tracing::info!("TLS by the kernel"),
+            Some(reason) => tracing::info!("TLS in user space, because {reason}"),
+        }
+    }
     let plan = Plan { journal, ..plan(config, certificates.as_ref())? };
     let public_keys: Vec<String> = plan.keys.iter().map(|key| key.public().to_string()).collect();
     let server = Server::start(plan)?;

@@ -15,8 +15,9 @@ use super::serve::store_settings;
 use crate::causes::with_causes;
 use crate::config::{Config, ConfigError};
 use crate::formats::store_path::{StoreDir, StorePath, StorePathError};
-use crate::nar::{self, CASE_HACK, Damage, Evidence, NarError, Plan};
-use crate::store::quarantine::Folder;
+use crate::nar::{self, CASE_HACK, Evidence, NarError, Origin, Plan};
+use crate::store::named::{self, NamedError};
+use crate::store::quarantine::{Folder, Found, Mark};
 use crate::store::valid::{Inquiry, Valid};
 use crate::store::{Settings, StoreError};
 
@@ -69,14 +70,9 @@ pub enum VerifyError {
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A path that was named is no store path.
-    #[error("{} is not in the store {}", path.display(), store.display())]
-    Elsewhere {
-        /// The path as it was named.
-        path: PathBuf,
-        /// Where store paths are.
-        store: PathBuf,
-    },
+    /// What was named is no store path.
+    #[error(transparent)]
+    Named(#[from] NamedError),
     /// A store path that was named is not registered.
     #[error("{path} is not valid: the Nix database does not have it")]
     NotValid {
@@ -118,29 +114,20 @@ fn verify(command: &Verify, out: &mut dyn Write) -> Result<ExitCode, VerifyError
     report.end(paths.len(), bytes)
 }
 
-/// The valid path that somebody names: as the database does, or by a file on this machine, also behind links.
+/// The valid path that somebody names.
 pub(super) fn named_path(
     settings: &Settings,
     inquiry: &mut Inquiry,
     named: &Path,
 ) -> Result<Valid, VerifyError> {
-    let elsewhere = || VerifyError::Elsewhere { path: named.to_owned(), store: settings.real_store.clone() };
-    let below = |store: &Path, path: &Path| {
-        let name = path.strip_prefix(store).ok()?.components().next()?;
-        StorePath::from_basename(name.as_os_str().to_str()?).ok()
-    };
-    let on_disk = || {
-        let store = settings.real_store.canonicalize().ok()?;
-        below(&store, &named.canonicalize().ok()?)
-    };
-    let path = below(Path::new(settings.store_dir.as_str()), named).or_else(on_disk).ok_or_else(elsewhere)?;
+    let path = named::resolve(settings, named)?;
     inquiry.one(&path)?.ok_or(VerifyError::NotValid { path })
 }
 
 /// What was found of one path.
 enum Verdict {
-    Sound,
-    Damaged(Damage),
+    /// A tree, and what its NAR is: its hash, or a size that is not the one registered.
+    Read(Evidence, Origin),
     /// It cannot be read, or is not there.
     Unreadable(NarError),
 }
@@ -201,14 +188,7 @@ fn look_at(valid: &Valid, real_store: &Path, seen: impl Fn(u64)) -> Verdict {
         };
         Ok((found, origin))
     };
-    match look() {
-        Ok((found, _)) if found == Evidence::Hash(valid.nar_hash) => Verdict::Sound,
-        Ok((found, origin)) => {
-            let (path, registered) = (valid.path.clone(), valid.nar_hash);
-            Verdict::Damaged(Damage { path, registered, found, origin })
-        }
-        Err(error) => Verdict::Unreadable(error),
-    }
+    look().map_or_else(Verdict::Unreadable, |(found, origin)| Verdict::Read(found, origin))
 }
 
 /// What is said of each path, and what is done about it.
@@ -216,7 +196,7 @@ struct Report<'o> {
     store_dir: StoreDir,
     marks: Folder,
     /// Those that were marked when it began.
-    marked: HashMap<StorePath, Damage>,
+    marked: HashMap<StorePath, Mark>,
     inquiry: Inquiry,
     out: &'o mut dyn Write,
     counts: Counts,
@@ -235,41 +215,63 @@ struct Counts {
 
 impl Report<'_> {
     fn add(&mut self, valid: &Valid, verdict: Verdict) -> Result<(), VerifyError> {
-        let path = self.store_dir.display(&valid.path).to_string();
+        if matches!(verdict, Verdict::Read(Evidence::Hash(hash), _) if hash == valid.nar_hash) {
+            return self.sound(&valid.path);
+        }
+        // By now it may have been collected, or been registered anew: what was read at the start is hours old.
+        let Some(valid) = self.inquiry.one(&valid.path)? else {
+            self.counts.gone += 1;
+            return Ok(());
+        };
+        let (registered, nar_size) = (valid.nar_hash, valid.nar_size);
         match verdict {
-            Verdict::Sound => {
-                // Not one that was set since: it may be of a tree that nobody has looked at here.
-                if let Some(mark) = self.marked.get(&valid.path)
-                    && self.done(self.marks.end(mark))
-                {
-                    writeln!(self.out, "{path}: sound, no longer quarantined")?;
-                }
+            Verdict::Read(Evidence::Hash(hash), _) if hash == registered => self.sound(&valid.path),
+            Verdict::Read(evidence @ Evidence::Hash(hash), origin) => {
+                let what = format!("hashes to {hash}, registered as {registered}");
+                self.damaged(valid, Found::Tree { origin, evidence }, &what)
             }
-            Verdict::Damaged(damage) => {
-                self.counts.damaged += 1;
-                let is_set = self.done(self.marks.set(&damage).map(|()| true));
-                let what = if is_set { "quarantined" } else { "not quarantined" };
-                match (damage.found, damage.registered) {
-                    (Evidence::Hash(found), registered) => {
-                        writeln!(self.out, "{path}: hashes to {found}, registered as {registered}; {what}")?;
-                    }
-                    (Evidence::Size { planned, registered }, _) => {
-                        writeln!(self.out, "{path}: {planned} bytes, registered with {registered}; {what}")?;
-                    }
-                }
+            Verdict::Read(Evidence::Size { planned, .. }, _) if [0, planned].contains(&nar_size) => {
+                self.counts.unreadable += 1;
+                let path = self.store_dir.display(&valid.path);
+                complain(&format!("{path}: was registered anew meanwhile, and not read: look at it again"));
+                Ok(())
             }
-            // Collected while this went on.
-            Verdict::Unreadable(_) if self.inquiry.one(&valid.path)?.is_none() => self.counts.gone += 1,
-            Verdict::Unreadable(error @ (NarError::Missing { .. } | NarError::Changed { .. })) => {
+            Verdict::Read(Evidence::Size { planned, .. }, origin) => {
+                let what = format!("{planned} bytes, registered with {nar_size}");
+                let evidence = Evidence::Size { planned, registered: nar_size };
+                self.damaged(valid, Found::Tree { origin, evidence }, &what)
+            }
+            Verdict::Unreadable(NarError::Missing { .. }) => {
+                self.damaged(valid, Found::Nothing, "no such path on disk")
+            }
+            Verdict::Unreadable(error @ NarError::Changed { .. }) => {
                 self.counts.damaged += 1;
-                writeln!(self.out, "{path}: {error}")?;
+                Ok(writeln!(self.out, "{}: {error}", self.store_dir.display(&valid.path))?)
             }
             Verdict::Unreadable(error) => {
                 self.counts.unreadable += 1;
-                complain(&format!("{path}: {error}"));
+                complain(&format!("{}: {error}", self.store_dir.display(&valid.path)));
+                Ok(())
             }
         }
+    }
+
+    fn sound(&mut self, path: &StorePath) -> Result<(), VerifyError> {
+        // Not one that was set since: it may be of a tree that nobody has looked at here.
+        if let Some(mark) = self.marked.get(path)
+            && self.done(self.marks.end(mark))
+        {
+            writeln!(self.out, "{}: sound, no longer quarantined", self.store_dir.display(path))?;
+        }
         Ok(())
+    }
+
+    fn damaged(&mut self, valid: Valid, found: Found, what: &str) -> Result<(), VerifyError> {
+        self.counts.damaged += 1;
+        let mark = Mark { path: valid.path, registered: valid.nar_hash, found };
+        let is_set = self.done(self.marks.set(&mark).map(|()| true));
+        let set = if is_set { "quarantined" } else { "not quarantined" };
+        Ok(writeln!(self.out, "{}: {what}; {set}", self.store_dir.display(&mark.path))?)
     }
 
     /// Counts and tells what could not be done; otherwise whether there was anything to do.
@@ -304,4 +306,61 @@ impl Report<'_> {
 /// Says what went wrong; there is nobody to tell where standard error is closed.
 fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "harmonia: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::hash::Sha256;
+    use crate::store::add::Writer;
+    use std::fs;
+
+    /// A run takes hours, and paths are registered and collected meanwhile.
+    #[test]
+    fn what_was_registered_anew_meanwhile_is_compared_with_its_new_row() {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let base = scratch.path();
+        let settings = Settings {
+            store_dir: StoreDir::new("/nix/store").expect("it is one"),
+            real_store: base.join("store"),
+            database: base.join("var/db/db.sqlite"),
+            state_dir: base.join("var"),
+            log_dir: base.join("log"),
+            daemon_socket: base.join("daemon"),
+        };
+        fs::write(base.join("source"), "contents").expect("the folder is ours");
+        let mut writer = Writer::open(settings.clone()).expect("an empty folder");
+        let path = writer.add_source(&base.join("source"), "path").expect("added").path;
+        let mut inquiry = Inquiry::new(settings.clone());
+        let now = inquiry.one(&path).expect("readable").expect("it was just registered");
+        let before = Valid { nar_hash: Sha256::of(b"before"), ..now.clone() };
+        let origin = Origin::of(&settings.real_store.join(path.as_str())).expect("it is there");
+        let marks = Folder::new(base.join("marks"));
+        let mut out = Vec::new();
+        let mut report = Report {
+            store_dir: settings.store_dir,
+            marks: marks.clone(),
+            marked: HashMap::new(),
+            inquiry,
+            out: &mut out,
+            counts: Counts::default(),
+        };
+        report.add(&before, Verdict::Read(Evidence::Hash(now.nar_hash), origin)).expect("told");
+        assert_eq!((report.counts.damaged, marks.read().expect("readable")), (0, vec![]));
+        let spoilt = Evidence::Hash(Sha256::of(b"spoilt"));
+        report.add(&before, Verdict::Read(spoilt, origin)).expect("told");
+        let set = marks.read().expect("readable");
+        assert_eq!((report.counts.damaged, set.len(), set[0].registered), (1, 1, now.nar_hash));
+        assert!(matches!(set[0].found, Found::Tree { evidence, .. } if evidence == spoilt));
+        // Its size is the right one now, and its hash nobody knows.
+        let other = Evidence::Size { planned: now.nar_size, registered: 1 };
+        report.add(&Valid { nar_size: 1, ..before.clone() }, Verdict::Read(other, origin)).expect("told");
+        assert_eq!((report.counts.damaged, report.counts.unreadable), (1, 1));
+        // Collected meanwhile.
+        assert!(marks.end(&set[0]).expect("writable"));
+        writer.forget(&path).expect("it is there");
+        report.add(&now, Verdict::Read(spoilt, origin)).expect("told");
+        assert_eq!((report.counts.damaged, report.counts.gone), (1, 1));
+        assert_eq!(marks.read().expect("readable"), []);
+    }
 }

@@ -6,50 +6,14 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::nearest::nearest;
+use super::derive::absolute;
+use super::keys::{KEYS, ZSTD_KEYS};
+use super::reader::{Reader, place, wrong};
 use super::{
     COMPRESSION_LEVEL, Cold, Compression, ConfigError, Format, LineForm, Network, Owner, Place, Precompress,
-    RequestLog, TlsFiles, Trusted, absolute,
+    RequestLog, TlsFiles, Trusted,
 };
-use crate::limits::{KEEP_DAYS_MAX, WORKERS_MAX};
-
-/// Every key, in the order of the documentation.
-const KEYS: [&str; 31] = [
-    "bind",
-    "socket_mode",
-    "socket_owner",
-    "workers",
-    "max_connection_rate",
-    "max_connections",
-    "priority",
-    "enable_compression",
-    "virtual_nix_store",
-    "real_nix_store",
-    "nix_db_path",
-    "sign_key_paths",
-    "sign_key_path",
-    "tls_cert_path",
-    "tls_key_path",
-    "daemon_socket",
-    "roots_dir",
-    "keep_served",
-    "cache_dir",
-    "cache_max_size",
-    "compression",
-    "compression_level",
-    "compression_threads",
-    "compression_cold",
-    "precompress",
-    "transport_compression",
-    "zstd",
-    "request_log",
-    "request_log_agent",
-    "trusted_proxies",
-    "proxy_protocol",
-];
-
-/// The keys of `[zstd]`.
-const ZSTD_KEYS: [&str; 4] = ["level", "long_distance_matching", "window_log", "max_ldm_encoders_per_worker"];
+use crate::limits::WORKERS_MAX;
 
 /// `cache_max_size` where nothing sets it, in bytes: the packs of a store of some 150 GB.
 const CACHE_MAX_SIZE: u64 = 20 << 30;
@@ -92,7 +56,7 @@ impl Settings {
         reader.refuse_unknown(&KEYS)?;
         let mut warnings = Vec::new();
         let connections_per_worker = reader.connections(&mut warnings)?;
-        let priority = reader.integer("priority", "a whole number of 32 bits", i32::try_from)?;
+        let priority = reader.integer("priority", i32::try_from)?;
         let sign_key_paths = reader.sign_key_paths(&mut warnings)?;
         let compression = reader.compression(&mut warnings)?;
         let request_log = reader.request_log()?;
@@ -105,7 +69,7 @@ impl Settings {
             bind: reader.texts("bind")?,
             socket_mode: reader.mode("socket_mode")?,
             socket_owner: reader.owner("socket_owner")?,
-            workers: reader.integer("workers", "a whole number from 1 to 1024", u64::try_from)?,
+            workers: reader.integer("workers", u64::try_from)?,
             connections_per_worker,
             priority: priority.map_or(30, |(priority, _)| priority),
             virtual_nix_store: reader.text("virtual_nix_store")?,
@@ -149,84 +113,10 @@ impl Settings {
     }
 }
 
-/// A table from which the known keys are taken one by one.
-struct Reader<'t> {
-    path: &'t Path,
-    text: &'t str,
-    table: DeTable<'t>,
-}
-
-impl<'t> Reader<'t> {
-    fn refuse_unknown(&self, known: &[&'static str]) -> Result<(), ConfigError> {
-        let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
-        // The first in the file, whatever order the table has.
-        let Some(key) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
-        Err(ConfigError::UnknownKey {
-            place: place(self.path, self.text, key.span().start),
-            key: key.get_ref().to_string(),
-            nearest: nearest(key.get_ref(), known),
-        })
-    }
-
-    fn take(&mut self, key: &str) -> Option<(DeValue<'t>, Place)> {
-        let value = self.table.remove(key)?;
-        let place = place(self.path, self.text, value.span().start);
-        Some((value.into_inner(), place))
-    }
-
-    fn text(&mut self, key: &'static str) -> Result<Option<(String, Place)>, ConfigError> {
-        match self.take(key) {
-            None => Ok(None),
-            Some((DeValue::String(text), place)) if !text.is_empty() => Ok(Some((text.into_owned(), place))),
-            Some((value, place)) => Err(wrong(place, key, "a text in quotes that is not empty", &value)),
-        }
-    }
-
-    fn path(&mut self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
-        Ok(self.text(key)?.map(|(text, _)| PathBuf::from(text)))
-    }
-
-    /// A text, or a list of texts.
-    fn texts(&mut self, key: &'static str) -> Result<Option<(Vec<String>, Place)>, ConfigError> {
-        let expected = "a text in quotes that is not empty, or a list of such";
-        let read = |value, place| match value {
-            DeValue::String(text) if !text.is_empty() => Ok(text.into_owned()),
-            other => Err(wrong(place, key, expected, &other)),
-        };
-        let (path, text) = (self.path, self.text);
-        let Some((value, begin)) = self.take(key) else { return Ok(None) };
-        let texts = match value {
-            DeValue::Array(values) => values
-                .into_iter()
-                .map(|value| {
-                    let place = place(path, text, value.span().start);
-                    read(value.into_inner(), place)
-                })
-                .collect::<Result<_, _>>()?,
-            value => vec![read(value, begin.clone())?],
-        };
-        Ok(Some((texts, begin)))
-    }
-
-    /// A file's mode, as a text of octal digits.
-    fn mode(&mut self, key: &'static str) -> Result<Option<u32>, ConfigError> {
-        let Some((text, place)) = self.text(key)? else { return Ok(None) };
-        let is_octal = text.len() <= 4 && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
-        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
-        let expected = "a text of octal digits such as \"0660\"";
-        mode.map(Some).ok_or_else(|| ConfigError::Value { place, key, expected, found: format!("{text:?}") })
-    }
-
-    fn owner(&mut self, key: &'static str) -> Result<Option<Owner>, ConfigError> {
-        let Some((text, place)) = self.text(key)? else { return Ok(None) };
-        let expected = "a text such as \"user:group\", \"user\" or \":group\"";
-        let owner = Owner::parse(&text);
-        owner.map(Some).ok_or_else(|| ConfigError::Value { place, key, expected, found: format!("{text:?}") })
-    }
-
+impl Reader<'_> {
     fn request_log(&mut self) -> Result<Option<RequestLog>, ConfigError> {
         let forms = [("none", None), ("text", Some(LineForm::Text)), ("json", Some(LineForm::Json))];
-        let form = self.one_of("request_log", "\"none\", \"text\" or \"json\"", &forms)?.flatten();
+        let form = self.one_of("request_log", &forms)?.flatten();
         let agents = self.boolean("request_log_agent")?.unwrap_or(false);
         Ok(form.map(|form| RequestLog { form, agents }))
     }
@@ -238,72 +128,18 @@ impl<'t> Reader<'t> {
             text => Network::parse(text).map(Trusted::Network).ok_or_else(|| ConfigError::Value {
                 place: place.clone(),
                 key: "trusted_proxies",
-                expected: "addresses, networks such as \"10.0.0.0/8\", or \"unix\"",
                 found: format!("{text:?}"),
             }),
         };
         texts.iter().map(read).collect()
     }
 
-    fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, ConfigError> {
-        match self.take(key) {
-            None => Ok(None),
-            Some((DeValue::Boolean(value), _)) => Ok(Some(value)),
-            Some((value, place)) => Err(wrong(place, key, "true or false", &value)),
-        }
-    }
-
-    /// A whole number that `narrow` takes.
-    fn integer<N, E>(
-        &mut self,
-        key: &'static str,
-        expected: &'static str,
-        narrow: impl Fn(i64) -> Result<N, E>,
-    ) -> Result<Option<(N, Place)>, ConfigError> {
-        let Some((value, place)) = self.take(key) else { return Ok(None) };
-        let number = match &value {
-            DeValue::Integer(digits) => i64::from_str_radix(digits.as_str(), digits.radix()).ok(),
-            _ => None,
-        };
-        match number.and_then(|number| narrow(number).ok()) {
-            Some(number) => Ok(Some((number, place))),
-            None => Err(wrong(place, key, expected, &value)),
-        }
-    }
-
-    /// A number of bytes, or a text with a unit.
-    fn size(&mut self, key: &'static str) -> Result<Option<u64>, ConfigError> {
-        let Some((value, place)) = self.take(key) else { return Ok(None) };
-        let size = match &value {
-            DeValue::Integer(digits) => u64::from_str_radix(digits.as_str(), digits.radix()).ok(),
-            DeValue::String(text) => bytes(text),
-            _ => None,
-        };
-        let expected =
-            "a number of bytes or a text such as \"20G\" (units K, M, G, T of 1024 each; 0 for none)";
-        size.map(Some).ok_or_else(|| wrong(place, key, expected, &value))
-    }
-
-    /// A text such as `30d` or `4w`; `None` for no time at all.
-    fn days(&mut self, key: &'static str) -> Result<Option<Duration>, ConfigError> {
-        let Some((value, place)) = self.take(key) else { return Ok(None) };
-        let days = match &value {
-            DeValue::Integer(digits) => (digits.as_str() == "0").then_some(0),
-            DeValue::String(text) => days(text),
-            _ => None,
-        };
-        let expected = "a text such as \"30d\" or \"4w\" (days or weeks, up to a hundred years; 0 for none)";
-        let days = days.ok_or_else(|| wrong(place, key, expected, &value))?;
-        Ok((days > 0).then(|| Duration::from_secs(days * 24 * 3600)))
-    }
-
     /// `max_connections`, where it is set and not 0, takes the place of `max_connection_rate`; both count the
     /// connections that one worker holds at a time.
     fn connections(&mut self, warnings: &mut Vec<String>) -> Result<NonZeroUsize, ConfigError> {
-        let expected = "a whole number of at least 1";
         let narrow = |number| usize::try_from(number).ok().and_then(NonZeroUsize::new).ok_or(());
-        let rate = self.integer("max_connection_rate", expected, narrow)?;
-        let most = self.integer("max_connections", "a whole number, 0 for none", usize::try_from)?;
+        let rate = self.integer("max_connection_rate", narrow)?;
+        let most = self.integer("max_connections", usize::try_from)?;
         if let Some((most, _)) = most
             && let Some(most) = NonZeroUsize::new(most)
         {
@@ -332,20 +168,16 @@ impl<'t> Reader<'t> {
     fn compression(&mut self, warnings: &mut Vec<String>) -> Result<Compression, ConfigError> {
         let is_enabled = self.boolean("enable_compression")?.unwrap_or(false);
         let formats = [("none", None), ("zstd", Some(Format::Zstd)), ("xz", Some(Format::Xz))];
-        let format = self.one_of("compression", "\"none\", \"zstd\" or \"xz\"", &formats)?;
+        let format = self.one_of("compression", &formats)?;
         let format = format.unwrap_or(is_enabled.then_some(Format::Zstd));
         let zstd_level = self.zstd(warnings)?;
-        let expected = match format {
-            Some(Format::Xz) => "a whole number from 0 to 9, as xz has levels",
-            _ => "a whole number from 1 to 22, as zstd has levels",
-        };
         let levels = match format {
             Some(Format::Xz) => 0..=9,
             _ => 1..=22,
         };
         let narrow = |level| i32::try_from(level).ok().filter(|level| levels.contains(level)).ok_or(());
-        let level = self.integer("compression_level", expected, narrow)?.map(|(level, _)| level);
-        let threads = self.integer("compression_threads", "a whole number from 1 to 1024", |threads| {
+        let level = self.integer("compression_level", narrow)?.map(|(level, _)| level);
+        let threads = self.integer("compression_threads", |threads| {
             usize::try_from(threads)
                 .ok()
                 .filter(|threads| *threads <= WORKERS_MAX)
@@ -353,10 +185,10 @@ impl<'t> Reader<'t> {
                 .ok_or(())
         })?;
         let colds = [("stream", Cold::Stream), ("identity", Cold::Identity)];
-        let cold = self.one_of("compression_cold", "\"stream\" or \"identity\"", &colds)?;
+        let cold = self.one_of("compression_cold", &colds)?;
         let in_transport = self.boolean("transport_compression")?.unwrap_or(false);
         let aheads = [("none", Precompress::Nothing), ("recent", Precompress::Recent)];
-        let precompress = self.one_of("precompress", "\"none\" or \"recent\"", &aheads)?;
+        let precompress = self.one_of("precompress", &aheads)?;
         let is_zstd = format != Some(Format::Xz);
         Ok(Compression {
             format,
@@ -374,94 +206,20 @@ impl<'t> Reader<'t> {
         let table = match self.take("zstd") {
             None => return Ok(None),
             Some((DeValue::Table(table), _)) => table,
-            Some((value, place)) => return Err(wrong(place, "zstd", "a table", &value)),
+            Some((value, place)) => return Err(wrong(place, "zstd", &value)),
         };
         let mut zstd = Reader { table, ..*self };
         zstd.refuse_unknown(&ZSTD_KEYS)?;
-        let whole = "a whole number";
-        let set = ZSTD_KEYS.into_iter().filter(|key| *key != "level" && zstd.table.contains_key(*key));
+        let set = ZSTD_KEYS.iter().map(|key| key.name);
+        let set = set.filter(|key| *key != "level" && zstd.table.contains_key(*key));
         let set: Vec<&str> = set.collect();
-        let level = zstd.integer("level", whole, i32::try_from)?;
+        let level = zstd.integer("level", i32::try_from)?;
         zstd.boolean("long_distance_matching")?;
-        zstd.integer("window_log", whole, u32::try_from)?;
-        zstd.integer("max_ldm_encoders_per_worker", whole, u32::try_from)?;
+        zstd.integer("window_log", u32::try_from)?;
+        zstd.integer("max_ldm_encoders_per_worker", u32::try_from)?;
         if !set.is_empty() {
             warnings.push(format!("[zstd] has no effect but for `level`: {}", set.join(", ")));
         }
         Ok(level.map(|(level, _)| level))
     }
-
-    /// A text that is one of a few.
-    fn one_of<T: Copy>(
-        &mut self,
-        key: &'static str,
-        expected: &'static str,
-        values: &[(&str, T)],
-    ) -> Result<Option<T>, ConfigError> {
-        let Some((value, place)) = self.take(key) else { return Ok(None) };
-        let found = match &value {
-            DeValue::String(text) => values.iter().find(|(name, _)| name == text),
-            _ => None,
-        };
-        found.map(|(_, found)| Some(*found)).ok_or_else(|| wrong(place, key, expected, &value))
-    }
-}
-
-/// `20G`, `1.5T` or `512 MiB` in bytes.
-fn bytes(text: &str) -> Option<u64> {
-    let unit = text.find(|char: char| char.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = (text[..unit].trim(), &text[unit..]);
-    let shift = match unit.trim_end_matches("B").trim_end_matches("i") {
-        "" => 0,
-        "K" | "k" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return None,
-    };
-    if let Ok(whole) = number.parse::<u64>() {
-        return whole.checked_mul(1 << shift);
-    }
-    let (whole, fraction) = number.split_once('.')?;
-    let whole = whole.parse::<u64>().ok()?.checked_mul(1 << shift)?;
-    // More digits than that are below a byte of the largest unit.
-    if fraction.is_empty() || fraction.len() > 12 || !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
-    let part = u128::from(fraction.parse::<u64>().ok()?) << shift;
-    // Less than one unit, so it fits.
-    whole.checked_add((part / 10_u128.pow(fraction.len() as u32)) as u64)
-}
-
-/// `30d` or `4 w` in days.
-fn days(text: &str) -> Option<u64> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let days = match unit {
-        "d" => 1,
-        "w" => 7,
-        _ => return None,
-    };
-    let number = number.trim_end();
-    let number = number.bytes().all(|digit| digit.is_ascii_digit()).then(|| number.parse::<u64>().ok())??;
-    number.checked_mul(days).filter(|days| *days <= KEEP_DAYS_MAX)
-}
-
-/// A value that cannot be, described by what it is.
-fn wrong(place: Place, key: &'static str, expected: &'static str, value: &DeValue<'_>) -> ConfigError {
-    let found = match value {
-        DeValue::String(text) => format!("{text:?}"),
-        DeValue::Integer(digits) => digits.to_string(),
-        DeValue::Float(digits) => digits.to_string(),
-        DeValue::Boolean(value) => value.to_string(),
-        DeValue::Datetime(_) => "a date".to_owned(),
-        DeValue::Array(_) => "a list".to_owned(),
-        DeValue::Table(_) => "a table".to_owned(),
-    };
-    ConfigError::Value { place, key, expected, found }
-}
-
-/// The line of a byte of the file.
-fn place(path: &Path, text: &str, byte: usize) -> Place {
-    let before = &text.as_bytes()[..byte.min(text.len())];
-    Place::File(path.to_owned(), memchr::memchr_iter(b'\n', before).count() + 1)
 }

@@ -10,7 +10,7 @@ use super::hash::Sha256;
 
 /// The longest name that Nix gives a store path: with the hash part, a dash, `.lock` or a similar suffix and
 /// room to spare, it stays a file name (`StorePath::MaxPathLen` in Nix).
-const NAME_MAX: usize = 211;
+pub const NAME_MAX: usize = 211;
 
 /// A text that is not a store path, or not a store directory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,8 +28,8 @@ pub enum StorePathError {
     HashPart(String),
     /// The name is empty, too long, or has a character that store paths cannot have.
     #[error(
-        "“{0}” is not a store path's name: 1 to 211 letters, digits and “+-._?=”, the part before the first dash \
-         not “.” or “..”"
+        "“{0}” is not a store path's name: 1 to {NAME_MAX} letters, digits and “+-._?=”, the part before the first \
+         dash not “.” or “..”"
     )]
     Name(String),
     /// The text is not an absolute path in its plain form.
@@ -249,12 +249,18 @@ fn check_name(name: &str) -> Result<(), StorePathError> {
     if is_name(name) { Ok(()) } else { Err(StorePathError::Name(name.to_owned())) }
 }
 
+/// Whether the name of a store path can have this character.
+pub fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte)
+}
+
 /// Whether `name` can be the name of a store path, or of a derivation's output.
 pub(super) fn is_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte);
     // `.` and `..` are refused alone and before a dash, as in Nix.
     let first = name.split('-').next();
-    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed) && !matches!(first, Some("." | ".."))
+    (1..=NAME_MAX).contains(&name.len())
+        && name.bytes().all(is_name_byte)
+        && !matches!(first, Some("." | ".."))
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub enum Status {
     ExpectationFailed,
     /// 431: a head beyond the bounds.
     HeadTooLarge,
+    /// 499: as nginx has it, for the log and the counters alone: the client left before there was an answer.
+    ClientClosed,
     /// 501: a transfer coding this server does not have.
     NotImplemented,
     /// 503: goes with `Retry-After`.
@@ -37,7 +39,7 @@ pub enum Status {
 
 impl Status {
     /// Every status there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Ok,
         Self::PartialContent,
         Self::Found,
@@ -50,6 +52,7 @@ impl Status {
         Self::RangeNotSatisfiable,
         Self::ExpectationFailed,
         Self::HeadTooLarge,
+        Self::ClientClosed,
         Self::NotImplemented,
         Self::ServiceUnavailable,
         Self::VersionNotSupported,
@@ -70,6 +73,7 @@ impl Status {
             Self::RangeNotSatisfiable => 416,
             Self::ExpectationFailed => 417,
             Self::HeadTooLarge => 431,
+            Self::ClientClosed => 499,
             Self::NotImplemented => 501,
             Self::ServiceUnavailable => 503,
             Self::VersionNotSupported => 505,
@@ -99,6 +103,7 @@ impl Status {
             Self::RangeNotSatisfiable => "HTTP/1.1 416 Range Not Satisfiable\r\n",
             Self::ExpectationFailed => "HTTP/1.1 417 Expectation Failed\r\n",
             Self::HeadTooLarge => "HTTP/1.1 431 Request Header Fields Too Large\r\n",
+            Self::ClientClosed => "HTTP/1.1 499 Client Closed Request\r\n",
             Self::NotImplemented => "HTTP/1.1 501 Not Implemented\r\n",
             Self::ServiceUnavailable => "HTTP/1.1 503 Service Unavailable\r\n",
             Self::VersionNotSupported => "HTTP/1.1 505 HTTP Version Not Supported\r\n",

@@ -67,6 +67,16 @@ pub fn open_below(folder: BorrowedFd<'_>, path: &[u8], wait: Wait) -> Result<Fil
     system::open_below(folder, path, wait).map(File::from)
 }
 
+/// Holds the file at `path`, to be asked what it is without its name being looked up each time. It cannot be read; and
+/// unlike any other descriptor, to close it leaves this process's locks on the file alone. No name of the path may be a
+/// symbolic link, which somebody could turn elsewhere and leave the file as it is.
+///
+/// # Errors
+/// As the system says; [`Errno::NOSYS`] where it has no such thing.
+pub fn hold(path: &Path) -> Result<File, Errno> {
+    system::hold(path).map(File::from)
+}
+
 /// Whether `path` is on a file system that opens a file whose name it has in memory without waiting, and says what it
 /// has of its contents: a local one. Where files come by a network or from another process, opening one is a question
 /// to that. Waits for the disk.
@@ -149,6 +159,12 @@ mod system {
         })
     }
 
+    pub(super) fn hold(path: &Path) -> Result<OwnedFd, Errno> {
+        retry_on_intr(|| {
+            openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+        })
+    }
+
     pub(super) fn opens_at_once(path: &Path) -> bool {
         // Numbers of linux/magic.h.
         const LOCAL: [u32; 4] = [EXT4, XFS, BTRFS, F2FS];
@@ -185,6 +201,10 @@ mod system {
     }
 
     pub(super) fn open_below(_folder: BorrowedFd<'_>, _path: &[u8], _wait: Wait) -> Result<OwnedFd, Errno> {
+        Err(Errno::NOSYS)
+    }
+
+    pub(super) fn hold(_path: &Path) -> Result<OwnedFd, Errno> {
         Err(Errno::NOSYS)
     }
 

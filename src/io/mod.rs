@@ -5,6 +5,7 @@
 
 pub mod descriptors;
 pub mod files;
+pub mod kernel_tls;
 #[cfg(target_vendor = "apple")]
 mod launchd;
 pub mod listen;
@@ -77,7 +78,7 @@ pub trait Io {
     /// As the system call: `WouldBlock` until the next writable event.
     fn write(&mut self, socket: &mut Self::Socket, parts: &[IoSlice<'_>], more: bool) -> Result<usize>;
 
-    /// Sends a range of a file, without copying it through the process where the socket is not encrypted; 0 means
+    /// Sends a range of a file, without copying it through the process where the process does not encrypt it; 0 means
     /// that the file ended.
     ///
     /// # Errors

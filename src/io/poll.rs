@@ -92,7 +92,8 @@ impl Io for Poll {
                 readable: event.is_readable() || event.is_read_closed() || event.is_error(),
                 writable: event.is_writable() || event.is_write_closed() || event.is_error(),
                 hung_up: event.is_read_closed() || event.is_error(),
-                broken: event.is_error(),
+                // A unix socket whose peer has gone is closed in both directions, and that is no error.
+                broken: event.is_error() || (event.is_read_closed() && event.is_write_closed()),
             });
         }
         Ok(())
@@ -169,6 +170,25 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
+
+    /// What comes of a unix socket is told of once; Apple's systems tell of each direction alone.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_peer_that_has_gone_is_no_peer_that_has_ended() {
+        for is_gone in [false, true] {
+            let mut poll = Poll::new().unwrap();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let socket = Socket::new(ours.into());
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            let _theirs = (!is_gone).then_some(theirs);
+            poll.watch(&socket, 7).unwrap();
+            let mut events = Vec::new();
+            poll.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+            let told: Vec<_> = events.iter().map(|event| (event.hung_up, event.broken)).collect();
+            assert_eq!(told, [(true, is_gone)]);
+        }
+    }
 
     #[test]
     fn a_socket_with_bytes_is_ready_and_a_wake_is_no_event() {

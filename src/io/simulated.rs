@@ -51,6 +51,7 @@ pub struct Link {
     /// The client has ended its sending side, once all has arrived.
     client_ended: bool,
     reset: bool,
+    unwritable: bool,
     /// Sent by the server, not yet read by the client.
     outbound: VecDeque<u8>,
     capacity: usize,
@@ -168,6 +169,30 @@ impl Net {
                 link.writable = true;
             }
         });
+    }
+
+    /// Everything arrives at the server, and no event tells of it.
+    pub fn deliver_untold(&self, link: usize) {
+        self.with(link, |link| {
+            let told = link.readable;
+            link.arrive(usize::MAX);
+            link.readable = told;
+        });
+    }
+
+    /// The server is told that there is room to write, as a kernel does with each event.
+    pub fn make_writable(&self, link: usize) {
+        self.with(link, |link| link.writable = true);
+    }
+
+    /// Writing to the client fails from now on; no event has told of it.
+    pub fn fail_writes(&self, link: usize) {
+        self.with(link, |link| link.unwritable = true);
+    }
+
+    /// What the client has read, for the last time.
+    pub fn take(&self, link: usize) -> Vec<u8> {
+        std::mem::take(&mut self.0.borrow_mut().links[link].received)
     }
 
     /// The clock goes on.
@@ -321,7 +346,7 @@ impl Io for Net {
 /// How much of `wanted` a write takes now.
 fn room(link: &mut Link, dice: &mut Dice, wanted: usize) -> Result<usize> {
     assert!(link.is_open() && !link.finished, "a closed socket is written to");
-    if link.reset {
+    if link.reset || link.unwritable {
         return Err(ErrorKind::BrokenPipe.into());
     }
     let free = link.capacity - link.outbound.len();

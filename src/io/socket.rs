@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use super::Peer;
+use super::kernel_tls::KernelTls;
 use super::tls::{Session, Tls};
 use crate::limits;
 
@@ -16,13 +17,24 @@ use crate::limits;
 #[derive(Debug)]
 pub struct Socket {
     descriptor: OwnedFd,
-    tls: Option<Box<Session>>,
+    tls: Encryption,
+}
+
+/// Who encrypts.
+#[derive(Debug)]
+enum Encryption {
+    /// Nobody.
+    None,
+    /// This process; also the handshake of what the kernel goes on with.
+    UserSpace(Box<Session>),
+    /// The kernel.
+    Kernel(KernelTls),
 }
 
 impl Socket {
     /// Takes over a connected socket that is already non-blocking.
     pub fn new(descriptor: OwnedFd) -> Self {
-        Self { descriptor, tls: None }
+        Self { descriptor, tls: Encryption::None }
     }
 
     /// The same, encrypted; the peer begins the handshake.
@@ -30,7 +42,7 @@ impl Socket {
     /// # Errors
     /// None that a peer causes.
     pub fn encrypted(descriptor: OwnedFd, tls: &Tls) -> Result<Self> {
-        Ok(Self { descriptor, tls: Some(Box::new(tls.session()?)) })
+        Ok(Self { descriptor, tls: Encryption::UserSpace(Box::new(tls.session()?)) })
     }
 
     /// Sends small answers at once instead of waiting to fill a packet. Without it 61 small paths took a
@@ -64,11 +76,33 @@ impl Socket {
     /// # Errors
     /// `WouldBlock` when nothing is there, `ConnectionReset` and its like; `InvalidData` for what is no TLS.
     pub fn read(&mut self, into: &mut [u8]) -> Result<usize> {
-        if let Some(tls) = &mut self.tls {
-            return tls.read(self.descriptor.as_fd(), into);
+        if let Encryption::UserSpace(tls) = &mut self.tls
+            && tls.is_for_kernel()
+        {
+            if !tls.shake_hands(self.descriptor.as_fd())? {
+                return Ok(0);
+            }
+            if tls.attach(self.descriptor.as_fd()) {
+                self.hand_over()?;
+            }
         }
-        let (read, _) = rustix::net::recv(&self.descriptor, into, RecvFlags::empty())?;
-        Ok(read)
+        match &mut self.tls {
+            Encryption::None => {
+                let (read, _) = rustix::net::recv(&self.descriptor, into, RecvFlags::empty())?;
+                Ok(read)
+            }
+            Encryption::UserSpace(tls) => tls.read(self.descriptor.as_fd(), into),
+            Encryption::Kernel(tls) => tls.read(self.descriptor.as_fd(), into),
+        }
+    }
+
+    /// Gives the keys to the kernel. Where that fails, the socket sends nothing any more.
+    fn hand_over(&mut self) -> Result<()> {
+        let kernel = Encryption::Kernel(KernelTls::default());
+        if let Encryption::UserSpace(tls) = std::mem::replace(&mut self.tls, kernel) {
+            self.tls = Encryption::Kernel(tls.into_kernel(self.descriptor.as_fd())?);
+        }
+        Ok(())
     }
 
     /// Writes the parts in one call; `more` holds back the last packet for what follows at once.
@@ -76,8 +110,10 @@ impl Socket {
     /// # Errors
     /// `WouldBlock` when the kernel's buffer is full, `BrokenPipe` and its like.
     pub fn write(&mut self, parts: &[IoSlice<'_>], more: bool) -> Result<usize> {
-        if let Some(tls) = &mut self.tls {
-            return tls.write(self.descriptor.as_fd(), parts);
+        match &mut self.tls {
+            Encryption::None => {}
+            Encryption::UserSpace(tls) => return tls.write(self.descriptor.as_fd(), parts),
+            Encryption::Kernel(tls) => return tls.write(self.descriptor.as_fd(), parts),
         }
         let flags = if more { MORE } else { SendFlags::empty() } | NO_SIGNAL;
         if let [part] = parts {
@@ -87,22 +123,25 @@ impl Socket {
         Ok(rustix::net::sendmsg(&self.descriptor, parts, &mut SendAncillaryBuffer::default(), flags)?)
     }
 
-    /// Sends up to `len` bytes of `file` from `offset`; 0 means that the file ends there. What is to be encrypted is
+    /// Sends up to `len` bytes of `file` from `offset`; 0 means that the file ends there. What this process encrypts is
     /// read into `plain` first.
     ///
     /// # Errors
     /// `WouldBlock` when the kernel's buffer is full, `BrokenPipe` and its like, or the file's own.
     pub fn send_file(&mut self, file: &File, offset: u64, len: u64, plain: &mut Vec<u8>) -> Result<usize> {
-        let Some(tls) = &mut self.tls else {
-            return send_file(self.descriptor.as_fd(), file.as_fd(), offset, len);
+        let socket = self.descriptor.as_fd();
+        let tls = match &mut self.tls {
+            Encryption::None => return send_file(socket, file.as_fd(), offset, len),
+            Encryption::Kernel(tls) => return tls.send(|| send_file(socket, file.as_fd(), offset, len)),
+            Encryption::UserSpace(tls) => tls,
         };
         // Before anything is read that could not be sent.
-        tls.flush(self.descriptor.as_fd())?;
+        tls.flush(socket)?;
         plain.resize(limits::TLS_BUFFER, 0);
         let wanted = usize::try_from(len).unwrap_or(usize::MAX).min(plain.len());
         match file.read_at(&mut plain[..wanted], offset)? {
             0 => Ok(0),
-            read => tls.write(self.descriptor.as_fd(), &[IoSlice::new(&plain[..read])]),
+            read => tls.write(socket, &[IoSlice::new(&plain[..read])]),
         }
     }
 
@@ -111,20 +150,30 @@ impl Socket {
     /// # Errors
     /// As [`Socket::write`].
     pub fn flush(&mut self) -> Result<()> {
-        self.tls.as_mut().map_or(Ok(()), |tls| tls.flush(self.descriptor.as_fd()))
+        match &mut self.tls {
+            Encryption::None => Ok(()),
+            Encryption::UserSpace(tls) => tls.flush(self.descriptor.as_fd()),
+            Encryption::Kernel(tls) => tls.flush(self.descriptor.as_fd()),
+        }
     }
 
     /// Ends the sending side.
     pub fn finish(&mut self) {
         self.part();
+        if let Encryption::Kernel(_) = self.tls {
+            // The goodbye is the end. A shutdown would overtake a record that the kernel has taken and not sent yet.
+            return;
+        }
         // It fails only when the peer is gone, and then there is nobody to tell.
         let _ = rustix::net::shutdown(&self.descriptor, Shutdown::Write);
     }
 
     /// Tells the peer that nothing more comes, where the encryption has a way to say so.
     pub fn part(&mut self) {
-        if let Some(tls) = &mut self.tls {
-            tls.end(self.descriptor.as_fd());
+        match &mut self.tls {
+            Encryption::None => {}
+            Encryption::UserSpace(tls) => tls.end(self.descriptor.as_fd()),
+            Encryption::Kernel(tls) => tls.end(self.descriptor.as_fd()),
         }
     }
 

@@ -1,4 +1,5 @@
-//! TLS 1.2 and 1.3 by rustls, over a socket that never blocks. Clients are offered `http/1.1` and nothing else.
+//! TLS 1.2 and 1.3 by rustls, over a socket that never blocks. Clients are offered `http/1.1` and nothing else. Where
+//! the kernel can, it goes on after the handshake (see [`super::kernel_tls`]).
 
 use std::io::{self, ErrorKind, IoSlice, Read, Result, Write};
 use std::os::fd::BorrowedFd;
@@ -11,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::{ServerConfig, ServerConnection};
 
+use super::kernel_tls::{self, KernelTls, NoKernelTls, Records};
 use super::socket::NO_SIGNAL;
 use crate::limits;
 
@@ -47,15 +49,21 @@ pub enum TlsError {
 
 /// A certificate with its key, as new connections use it. Clones share it, so that it can be replaced.
 #[derive(Clone)]
-pub struct Tls(Arc<Mutex<Arc<ServerConfig>>>);
+pub struct Tls {
+    config: Arc<Mutex<Arc<ServerConfig>>>,
+    in_user_space: Option<Arc<NoKernelTls>>,
+}
 
 impl Tls {
-    /// Reads a chain of certificates, the server's own first, and the key of that one; both PEM.
+    /// Reads a chain of certificates, the server's own first, and the key of that one; both PEM. Finds out whether the
+    /// kernel can encrypt, which then holds for good.
     ///
     /// # Errors
     /// When a file is not what it should be, or they do not go together.
     pub fn load(certificate: &Path, key: &Path) -> std::result::Result<Self, TlsError> {
-        Ok(Self(Arc::new(Mutex::new(read(certificate, key)?))))
+        let in_user_space = kernel_tls::probe().err().map(Arc::new);
+        let config = read(certificate, key, in_user_space.is_none())?;
+        Ok(Self { config: Arc::new(Mutex::new(config)), in_user_space })
     }
 
     /// Reads both files again. Connections that are open go on with what they have.
@@ -63,22 +71,32 @@ impl Tls {
     /// # Errors
     /// As [`Tls::load`]; new connections then go on with the old ones.
     pub fn reload(&self, certificate: &Path, key: &Path) -> std::result::Result<(), TlsError> {
-        let config = read(certificate, key)?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        let config = read(certificate, key, self.in_user_space.is_none())?;
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
+    }
+
+    /// Why this process encrypts, and not the kernel; none where the kernel does.
+    pub fn in_user_space(&self) -> Option<&NoKernelTls> {
+        self.in_user_space.as_deref()
     }
 
     /// The server's side of a connection that has just been accepted.
     pub(super) fn session(&self) -> Result<Session> {
         // Nothing panics with the lock, and nobody holds it for longer than this.
-        let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let config = Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
         let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
         connection.set_buffer_limit(Some(limits::TLS_BUFFER));
-        Ok(Session(connection))
+        let records = self.in_user_space.is_none().then(Records::default);
+        Ok(Session { connection, records })
     }
 }
 
-fn read(certificate: &Path, key: &Path) -> std::result::Result<Arc<ServerConfig>, TlsError> {
+fn read(
+    certificate: &Path,
+    key: &Path,
+    for_kernel: bool,
+) -> std::result::Result<Arc<ServerConfig>, TlsError> {
     let file = |file: &Path, wanted| {
         let file = file.to_owned();
         move |source| match source {
@@ -100,6 +118,7 @@ fn read(certificate: &Path, key: &Path) -> std::result::Result<Arc<ServerConfig>
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
         .map_err(unusable)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.enable_secret_extraction = for_kernel;
     Ok(Arc::new(config))
 }
 
@@ -112,21 +131,25 @@ fn told(error: &pem::Error) -> String {
 }
 
 /// One connection's TLS.
-pub(super) struct Session(ServerConnection);
+pub(super) struct Session {
+    connection: ServerConnection,
+    /// How far the record in hand has been read, where the kernel is to take over after the handshake.
+    records: Option<Records>,
+}
 
 impl Session {
     /// Reads until `into` is full or the socket is empty, as [`super::Io::read`] wants it; shakes hands on the way.
     pub(super) fn read(&mut self, socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
         let mut filled = 0;
         loop {
-            match self.0.reader().read(&mut into[filled..]) {
+            match self.connection.reader().read(&mut into[filled..]) {
                 Ok(0) => return Ok(filled),
                 Ok(count) => filled += count,
                 // Requests have their own end: whoever leaves without saying goodbye loses nothing.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(filled),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => match self.receive(socket) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock && filled > 0 => return Ok(filled),
-                    received => received?,
+                    received => received.map(drop)?,
                 },
                 Err(error) => return Err(error),
             }
@@ -136,24 +159,54 @@ impl Session {
         }
     }
 
-    /// Takes what the socket has, and answers what of it is for TLS itself.
-    fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<()> {
-        self.0.read_tls(&mut Wire(socket))?;
-        let processed = self.0.process_new_packets();
+    /// Whether the kernel is to take over after the handshake.
+    pub(super) fn is_for_kernel(&self) -> bool {
+        self.records.is_some()
+    }
+
+    /// Shakes hands, and reads nothing of what comes after. False is the peer's end.
+    pub(super) fn shake_hands(&mut self, socket: BorrowedFd<'_>) -> Result<bool> {
+        while self.connection.is_handshaking() {
+            if self.receive(socket)? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the kernel takes the socket on, now that the handshake is over. If not, all stays here for good.
+    pub(super) fn attach(&mut self, socket: BorrowedFd<'_>) -> bool {
+        self.records = None;
+        !self.connection.wants_write() && kernel_tls::attach(socket)
+    }
+
+    /// Gives the keys to the kernel, which has taken the socket on.
+    ///
+    /// # Errors
+    /// The connection is of no use then.
+    pub(super) fn into_kernel(self, socket: BorrowedFd<'_>) -> Result<KernelTls> {
+        KernelTls::new(self.connection, socket)
+    }
+
+    /// Takes what the socket has, and answers what of it is for TLS itself; 0 is the socket's end.
+    fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<usize> {
+        let count = self.connection.read_tls(&mut Wire(socket, self.records.as_mut()))?;
+        let processed = self.connection.process_new_packets();
         // A handshake's few kilobytes always fit in an empty socket; what is said later and does not fit goes with
         // the next answer.
         match self.flush(socket) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock && !self.0.is_handshaking() => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !self.connection.is_handshaking() => {}
             flushed => flushed?,
         }
-        processed.map(drop).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+        processed.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        Ok(count)
     }
 
     /// Takes what there is room for of the parts, and sends it as far as the socket takes it. The rest goes with
     /// [`Session::flush`].
     pub(super) fn write(&mut self, socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Result<usize> {
         self.flush(socket)?;
-        let count = self.0.writer().write_vectored(parts)?;
+        let count = self.connection.writer().write_vectored(parts)?;
         match self.flush(socket) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(count),
             flushed => flushed.map(|()| count),
@@ -162,25 +215,28 @@ impl Session {
 
     /// Sends what was taken and has not gone.
     pub(super) fn flush(&mut self, socket: BorrowedFd<'_>) -> Result<()> {
-        while self.0.wants_write() {
-            self.0.write_tls(&mut Wire(socket))?;
+        while self.connection.wants_write() {
+            self.connection.write_tls(&mut Wire(socket, None))?;
         }
         Ok(())
     }
 
     /// Says goodbye, so that the peer knows that nothing was cut off.
     pub(super) fn end(&mut self, socket: BorrowedFd<'_>) {
-        self.0.send_close_notify();
+        self.connection.send_close_notify();
         // What the socket does not take now, nobody waits for.
         let _ = self.flush(socket);
     }
 }
 
-/// The socket, as rustls wants it.
-struct Wire<'s>(BorrowedFd<'s>);
+/// The socket, as rustls wants it; read record by record where somebody else is to go on.
+struct Wire<'s>(BorrowedFd<'s>, Option<&'s mut Records>);
 
 impl Read for Wire<'_> {
     fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        if let Some(records) = &mut self.1 {
+            return records.read(self.0, into);
+        }
         let (read, _) = rustix::net::recv(self.0, into, RecvFlags::empty())?;
         Ok(read)
     }

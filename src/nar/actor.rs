@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::cache::{Found, Key, Planned, Plans};
-use super::measure::{Line, Wanted};
+use super::measure::{Joined, Line, Wanted};
 use super::{Cursor, Damage, Fetcher, Generation, NarError, Origin, Plan, Segment, plan_hash};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StorePath, StorePathHash};
@@ -213,6 +213,9 @@ impl Actor {
                 self.answer(waiting, &Ok(plan));
             }
             Found::InTheMaking => self.metrics.plan_found(),
+            Found::Crowded(waiting) => {
+                self.answer(waiting, &Err(NarError::Busy { root: root.to_path_buf() }))
+            }
             Found::ToMake => {
                 self.metrics.plan_made();
                 let planned = self.make(path, nar_size, &root);
@@ -246,7 +249,13 @@ impl Actor {
 
     /// Measures a NAR, and what others want measured meanwhile; or leaves it to the thread that measures.
     fn measure(&self, wanted: Wanted) {
-        let mut next = self.to_measure.join(wanted);
+        let mut next = match self.to_measure.join(wanted) {
+            Joined::First(wanted) => Some(wanted),
+            Joined::Waits => None,
+            Joined::Crowded(Wanted { ticket, root, .. }) => {
+                return self.outlet.send(ticket, Answer::Hashed(Err(NarError::Busy { root })));
+            }
+        };
         while let Some(wanted) = next {
             let measured = self.checked_size(&wanted.path, &wanted.root, wanted.nar_hash);
             let (same, after) = self.to_measure.measured(&wanted);
@@ -296,6 +305,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use crate::limits::WAITING_MAX;
     use crate::mailbox;
     use crate::nar::{Evidence, nar_hash};
 
@@ -421,6 +431,19 @@ mod tests {
         };
         actor.handle(request, &mut Fetcher::default());
         assert!(answers.try_recv().is_err(), "it waits, and its thread is free");
+        (2..WAITING_MAX)
+            .for_each(|_| assert!(matches!(actor.plans.find(&key, waiting(9)), Found::InTheMaking)));
+        let request = Request::Open {
+            ticket: ticket(10),
+            path: path(),
+            root: root.clone(),
+            nar_hash: HASH,
+            nar_size: size,
+        };
+        actor.handle(request, &mut Fetcher::default());
+        let crowded = NarError::Busy { root: root.clone() };
+        let (at, answer) = answers.try_recv().expect("an answer at once");
+        assert!(at == ticket(10) && matches!(answer, Answer::Opened(Err(error)) if error == crowded));
         let failed = Err(NarError::TooLarge { root: root.clone() });
         for waiting in actor.plans.made(&key, &failed) {
             actor.answer(waiting, &failed);
@@ -428,6 +451,7 @@ mod tests {
         let (first, second) = (answers.try_recv().expect("answer"), answers.try_recv().expect("answer"));
         assert!(matches!(first, (at, Answer::Opened(Err(_))) if at == ticket(7)));
         assert!(matches!(second, (at, Answer::Listing(Err(_))) if at == ticket(8)));
+        assert_eq!(answers.try_iter().count(), WAITING_MAX - 2, "each of the others, too");
         open(&actor, &answers, &root, size).expect("a failure is not kept");
     }
 

@@ -10,7 +10,7 @@ use quick_cache::unsync::Cache;
 use super::{NarError, Origin, Plan};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePathHash;
-use crate::limits::PLAN_CACHE_BYTES;
+use crate::limits::{PLAN_CACHE_BYTES, WAITING_MAX};
 
 /// Counts the changes of what is known to be damaged; clones share the count. What is put right in place keeps its root,
 /// and a plan has names, targets and modes: so a plan that was made before a mark was set or cleared is not used after.
@@ -65,6 +65,8 @@ pub(super) enum Found<W> {
     Kept(Arc<Plan>, W),
     /// Someone makes it; the waiter is on the list.
     InTheMaking,
+    /// Someone makes it, and the list is full; the waiter is handed back.
+    Crowded(W),
     /// The caller is to make it, and then to call [`Plans::made`]; the waiter is on the list.
     ToMake,
 }
@@ -93,6 +95,9 @@ impl<W> Plans<W> {
             return Found::Kept(Arc::clone(plan), waiter);
         }
         if let Some(waiting) = table.making.get_mut(key) {
+            if waiting.len() >= WAITING_MAX {
+                return Found::Crowded(waiter);
+            }
             waiting.push(waiter);
             return Found::InTheMaking;
         }

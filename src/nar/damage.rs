@@ -1,7 +1,5 @@
 //! A tree that is not what the database says.
 
-use std::fmt;
-
 use super::{CASE_HACK, Cursor, NarError, Origin, Plan};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
@@ -55,20 +53,5 @@ impl Damage {
         nar.plan().give_up();
         let now = Plan::build(nar.root(), CASE_HACK).ok()?;
         (now.framing() == nar.plan().framing()).then_some(damage)
-    }
-}
-
-/// What is not as registered, in one line.
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, registered, found, .. } = self;
-        match found {
-            Evidence::Hash(found) => {
-                write!(f, "{path} hashes to {found}, the Nix database says {registered}")
-            }
-            Evidence::Size { planned, registered } => {
-                write!(f, "{path} makes a NAR of {planned} bytes, the Nix database says {registered}")
-            }
-        }
     }
 }

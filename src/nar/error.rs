@@ -80,6 +80,12 @@ pub enum NarError {
         /// The root of the tree.
         root: PathBuf,
     },
+    /// Enough wait for this tree, or to have a NAR measured ([`crate::limits::WAITING_MAX`]); it can be asked for again.
+    #[error("{}: too many requests wait for it", root.display())]
+    Busy {
+        /// The root of the tree.
+        root: PathBuf,
+    },
 }
 
 impl NarError {

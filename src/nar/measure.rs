@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
+use crate::limits::WAITING_MAX;
 use crate::mailbox::Ticket;
 
 /// Someone who wants a NAR's size.
@@ -23,19 +24,29 @@ pub(super) struct Wanted {
 #[derive(Default)]
 pub(super) struct Line(Mutex<Option<VecDeque<Wanted>>>);
 
+/// What [`Line::join`] makes of somebody.
+pub(super) enum Joined {
+    /// To be measured now, and [`Line::measured`] called after.
+    First(Wanted),
+    /// In the line of the thread that measures.
+    Waits,
+    /// The line is full.
+    Crowded(Wanted),
+}
+
 impl Line {
-    /// Gives `wanted` back to be measured now, and [`Line::measured`] called after; or puts it in the line of the
-    /// thread that measures.
-    pub(super) fn join(&self, wanted: Wanted) -> Option<Wanted> {
+    /// Has `wanted` measured: by the caller, or by the thread that measures.
+    pub(super) fn join(&self, wanted: Wanted) -> Joined {
         let mut line = self.line();
         match &mut *line {
             None => {
                 *line = Some(VecDeque::new());
-                Some(wanted)
+                Joined::First(wanted)
             }
+            Some(waiting) if waiting.len() >= WAITING_MAX => Joined::Crowded(wanted),
             Some(waiting) => {
                 waiting.push_back(wanted);
-                None
+                Joined::Waits
             }
         }
     }
@@ -71,9 +82,9 @@ mod tests {
     #[test]
     fn one_thread_measures_each_path_once() {
         let line = Line::default();
-        let first = line.join(wanted(1, "a")).expect("nobody measures yet");
+        let Joined::First(first) = line.join(wanted(1, "a")) else { panic!("nobody measures yet") };
         for (serial, name) in [(2, "b"), (3, "a"), (4, "c"), (5, "b")] {
-            assert!(line.join(wanted(serial, name)).is_none(), "one does");
+            assert!(matches!(line.join(wanted(serial, name)), Joined::Waits), "one does");
         }
         let serials = |tickets: Vec<Ticket>| tickets.iter().map(|ticket| ticket.serial).collect::<Vec<_>>();
         let (same, next) = line.measured(&first);
@@ -84,6 +95,15 @@ mod tests {
         assert_eq!((serials(same), next.ticket.serial), (vec![5], 4));
         let (same, next) = line.measured(&next);
         assert!(same.is_empty() && next.is_none());
-        assert!(line.join(wanted(6, "a")).is_some(), "nobody measures any more");
+        assert!(matches!(line.join(wanted(6, "a")), Joined::First(_)), "nobody measures any more");
+    }
+
+    #[test]
+    fn so_many_wait_and_no_more() {
+        let line = Line::default();
+        assert!(matches!(line.join(wanted(0, "a")), Joined::First(_)));
+        let refused = (0..WAITING_MAX + 3)
+            .filter(|serial| matches!(line.join(wanted(*serial as u32, "b")), Joined::Crowded(_)));
+        assert_eq!(refused.count(), 3);
     }
 }

@@ -40,6 +40,34 @@ pub struct Writer<'w> {
 /// Header lines: names and values.
 type Fields<'f> = &'f [(&'f str, &'f str)];
 
+/// A document that is made for one request.
+#[derive(Debug)]
+pub struct Document {
+    kind: &'static str,
+    fields: Fields<'static>,
+    /// As it is.
+    pub body: Bytes,
+}
+
+impl Document {
+    /// A page of this server's own.
+    pub fn page(page: String) -> Self {
+        const FIELDS: Fields<'static> =
+            &[("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
+        Self { kind: web::CONTENT_TYPE, fields: FIELDS, body: page.into() }
+    }
+
+    /// A page about a folder of a store path.
+    pub fn folder(page: String) -> Self {
+        Self { kind: web::CONTENT_TYPE, fields: &[NO_SNIFFING, SANDBOX, NO_STORE], body: page.into() }
+    }
+
+    /// The listing of a store path.
+    pub fn listing(body: Bytes) -> Self {
+        Self { kind: "application/json", fields: &[], body }
+    }
+}
+
 /// A year, the most that RFC 9111's forebears allowed; and never to be asked for again meanwhile.
 const IMMUTABLE: (&str, &str) = ("Cache-Control", "max-age=31536000, immutable");
 const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
@@ -50,6 +78,7 @@ const RANGES: (&str, &str) = ("Accept-Ranges", "bytes");
 /// Of this, none can.
 const NO_RANGES: (&str, &str) = ("Accept-Ranges", "none");
 const VARY: (&str, &str) = ("Vary", "Accept-Encoding");
+const ZSTD: (&str, &str) = ("Content-Encoding", "zstd");
 const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
 /// What somebody looked for is nobody else's business.
 const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
@@ -184,7 +213,7 @@ impl<'w> Writer<'w> {
     /// A NAR encoded for this transfer: all of it, and no promise that a part could be had.
     pub fn encoded_nar(self, etag: &str, stream: Stream, lease: Option<Lease>) -> Reply {
         let length = stream.file_size();
-        let fields = [NAR, ("Content-Encoding", "zstd"), VARY, IMMUTABLE, ("ETag", etag)];
+        let fields = [NAR, ZSTD, VARY, IMMUTABLE, ("ETag", etag)];
         let source = Source::Compressed(Box::new(stream));
         let Some(length) = length else { return self.stream(&fields, source, lease) };
         let Self { head, date, version, keep_alive, head_only, .. } = self;
@@ -218,17 +247,19 @@ impl<'w> Writer<'w> {
         })
     }
 
-    /// A page of this server's own.
-    pub fn page(self, page: String) -> Reply {
-        let fields =
-            [("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
-        self.document(web::CONTENT_TYPE, &fields, page.into())
+    /// A document, as it is or encoded.
+    pub fn own(self, document: &Document, encoded: Option<Bytes>) -> Reply {
+        let fields = [document.fields, self.coding(encoded.is_some())].concat();
+        self.document(document.kind, &fields, encoded.unwrap_or_else(|| document.body.clone()))
     }
 
-    /// A page about a folder of a store path.
-    pub fn folder(self, page: String) -> Reply {
-        let fields = [NO_SNIFFING, SANDBOX, NO_STORE];
-        self.document(web::CONTENT_TYPE, &fields, page.into())
+    /// What is said of an answer's coding, where there are two.
+    fn coding(&self, is_encoded: bool) -> Fields<'static> {
+        match (is_encoded, self.varies) {
+            (true, _) => &[ZSTD, VARY],
+            (false, true) => &[VARY],
+            (false, false) => &[],
+        }
     }
 
     /// Another URL, relative to this one.
@@ -237,19 +268,21 @@ impl<'w> Writer<'w> {
     }
 
     /// A build log that is in memory.
-    pub fn text(self, bytes: Bytes) -> Reply {
-        self.document(LOG, &[NO_SNIFFING], bytes)
+    pub fn text(self, bytes: Bytes, is_encoded: bool) -> Reply {
+        let fields = [&[NO_SNIFFING], self.coding(is_encoded)].concat();
+        self.document(LOG, &fields, bytes)
     }
 
     /// A whole file as text: a build log.
     pub fn text_file(self, file: Option<Segment>) -> Reply {
+        let coding = self.coding(false);
         let Self { head, date, version, keep_alive, head_only, .. } = self;
         let length = file.as_ref().map_or(0, Segment::len);
-        Head::new(head, Status::Ok, date)
+        let begun = Head::new(head, Status::Ok, date)
             .header("Content-Type", LOG)
-            .header(NO_SNIFFING.0, NO_SNIFFING.1)
-            .content_length(length)
-            .finish(version, keep_alive);
+            .header(NO_SNIFFING.0, NO_SNIFFING.1);
+        let begun = coding.iter().fold(begun, |begun, (name, value)| begun.header(name, value));
+        begun.content_length(length).finish(version, keep_alive);
         match file.filter(|_| !head_only) {
             Some(file) => {
                 Reply { status: Status::Ok, body: Body::File(file), framing: Framing::Length(length) }
@@ -259,8 +292,9 @@ impl<'w> Writer<'w> {
     }
 
     /// A build log whose length is not known before it ends.
-    pub fn text_stream(self, source: Source) -> Reply {
-        self.stream(&[("Content-Type", LOG), NO_SNIFFING], source, None)
+    pub fn text_stream(self, source: Source, is_encoded: bool) -> Reply {
+        let fields = [&[("Content-Type", LOG), NO_SNIFFING], self.coding(is_encoded)].concat();
+        self.stream(&fields, source, None)
     }
 
     /// A body whose length is not known before it ends.

@@ -1,6 +1,6 @@
 //! The end of a worker's turn: room for new connections, clocks, draining.
 
-use super::connection::Overdue;
+use super::connection::{Overdue, State};
 use super::listener;
 use super::resolve::Arrival;
 use super::worker::Worker;
@@ -15,6 +15,10 @@ impl<I: Io> Worker<I> {
         while self.load.wanted() {
             let Some(key) = self.seats.oldest_idle() else { return };
             self.evict(key, Closed::Evicted);
+            if self.seats.oldest_idle() == Some(key) {
+                // It has just been answered, and no other has been so longer.
+                return;
+            }
         }
     }
 
@@ -27,13 +31,17 @@ impl<I: Io> Worker<I> {
         }
     }
 
-    /// Closes a connection without an answer in flight, unless a request has just arrived on it.
+    /// Closes a connection without an answer in flight, unless a request has just arrived on it. One whose last answer
+    /// went out in this turn stays: what is unread would make the close a reset, and destroy the answer on its way.
     pub(super) fn evict(&mut self, key: usize, cause: Closed) {
         let Some(seat) = self.seats.get_mut(key) else { return };
         // The last look: its event may be on its way.
         seat.readable = true;
         self.read(key);
-        if self.seats.is_idle(key) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        let connection = &seat.connection;
+        let is_fresh = matches!(connection.state, State::Lingering(_)) && connection.since() == self.io.now();
+        if self.seats.is_idle(key) && !is_fresh {
             self.close(key, cause);
         }
     }
@@ -78,7 +86,8 @@ impl<I: Io> Worker<I> {
             return;
         }
         self.drain = Some(self.io.now() + limits::DRAIN_TIME);
-        while let Some(key) = self.seats.oldest_idle() {
+        let keys: Vec<usize> = self.seats.keys().filter(|key| self.seats.is_idle(*key)).collect();
+        for key in keys {
             self.evict(key, Closed::Drain);
         }
     }

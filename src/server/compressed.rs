@@ -199,7 +199,9 @@ pub(super) fn answered(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: Ans
     }
     match answer {
         Answer::Found(Some(stream)) => {
-            desk.metrics.compressed_hit();
+            if !exchange.is_look {
+                desk.metrics.compressed_hit();
+            }
             send(exchange, desk, &served, stream)
         }
         Answer::Opened(Ok(stream)) => send(exchange, desk, &served, stream),
@@ -234,7 +236,9 @@ fn missing(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) ->
     };
     let current = desk.site.compression.of(*format).to_string();
     if *encoding == current {
-        desk.metrics.compressed_miss();
+        if !exchange.is_look {
+            desk.metrics.compressed_miss();
+        }
         exchange.served = Some(Arc::clone(&served));
         return Step::Ask(Question::Open(served));
     }

@@ -195,7 +195,8 @@ impl Connection {
     fn parse(&mut self, bytes: &[u8], heads: &mut HeadReader, now: Instant) -> Next {
         match heads.read(bytes) {
             Ok(Parsed::Partial) => {
-                if !bytes.is_empty() && matches!(self.state, State::Idle) {
+                // An empty line after a request's body is no beginning of the next: some clients send one, and then idle.
+                if !b"\r\n".starts_with(bytes) && matches!(self.state, State::Idle) {
                     self.enter(State::Head, now);
                 }
                 self.input = bytes.to_vec();
@@ -218,5 +219,26 @@ impl Connection {
     /// A peer that has ended, and has no complete request left, is done.
     fn unless_ended(&self) -> Next {
         if self.ended { Next::Close } else { Next::Nothing }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_line_begins_no_request() {
+        let (mut heads, begun) = (HeadReader::default(), Instant::now());
+        let mut connection = Connection::new(begun);
+        let late = begun + limits::HEAD_TIME;
+        for bytes in [&b"\r"[..], b"\n"] {
+            assert!(matches!(connection.advance(bytes, &mut heads, begun), Next::Nothing));
+            assert_eq!(connection.overdue(late), None);
+        }
+        assert_eq!(connection.overdue(begun + limits::IDLE_TIME), Some(Overdue::Idle));
+        assert!(matches!(connection.advance(b"G", &mut heads, late), Next::Nothing));
+        assert_eq!(connection.overdue(late + limits::HEAD_TIME), Some(Overdue::SlowHead));
+        let rest = b"ET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+        assert!(matches!(connection.advance(rest, &mut heads, late), Next::Request(_)));
     }
 }

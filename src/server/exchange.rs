@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::answer::Document;
 use super::route::Route;
 use crate::cache::Interest;
 use crate::formats::store_path::StorePath;
@@ -12,6 +13,9 @@ use crate::metrics::Route as Label;
 use crate::store::roots::Lease;
 use crate::store::serve::Walk;
 use crate::store::served::Served;
+
+/// The parameter of a target by which a GET says that it is a look, as a HEAD is.
+const LOOK: &[u8] = b"look";
 
 /// A request that is being answered.
 #[derive(Debug)]
@@ -24,6 +28,9 @@ pub struct Exchange {
     pub version: Version,
     /// Whether the connection goes on after the answer.
     pub keep_alive: bool,
+    /// Nobody fetches by it: a HEAD, or a look of the doctor's at the server of its machine. It does not count as a
+    /// client's asking for a path.
+    pub is_look: bool,
     /// The request's own body, to be dropped after the answer.
     pub body: Body,
     /// What the answer depends on besides the route; most requests have none.
@@ -39,13 +46,15 @@ pub struct Exchange {
     /// How many NARs had been compressed when a narinfo's was asked for.
     pub finished: u64,
     /// The Host that the client named, where a page shows it.
-    pub host: Option<String>,
+    pub host: Option<Box<str>>,
     /// The client takes an answer that is encoded by zstd.
     pub takes_zstd: bool,
     /// Whether it does matters to the answer: caches on the way must know.
     pub varies: bool,
     /// The answer is a NAR encoded for this transfer.
     pub is_encoded: bool,
+    /// What is answered, once it is encoded.
+    pub document: Option<Box<Document>>,
     /// A walk to a served file that waits to hear whether this path is valid.
     pub walk: Option<Box<(StorePath, Walk)>>,
 }
@@ -82,12 +91,10 @@ impl Exchange {
         });
         let route = Route::of(&request.target);
         // No other answer depends on it.
-        let takes_zstd = matches!(route, Route::Nar { .. })
-            && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
+        let takes_zstd =
+            may_be_encoded(&route) && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
         let host = match route {
-            Route::Landing | Route::Path(_) => {
-                request.host.map(|host| String::from_utf8_lossy(host).into_owned())
-            }
+            Route::Landing | Route::Path(_) => request.host.map(|host| String::from_utf8_lossy(host).into()),
             _ => None,
         };
         Self {
@@ -96,6 +103,7 @@ impl Exchange {
             method: request.method,
             version: request.version,
             keep_alive: request.keep_alive && !last && droppable(request),
+            is_look: request.method == Method::Head || request.target.parameter(LOOK).is_some(),
             body: request.body,
             conditions,
             started: now,
@@ -106,6 +114,7 @@ impl Exchange {
             takes_zstd,
             varies: false,
             is_encoded: false,
+            document: None,
             walk: None,
         }
     }
@@ -118,6 +127,7 @@ impl Exchange {
             method: Method::Other,
             version: Version::H11,
             keep_alive: false,
+            is_look: false,
             body: Body::None,
             conditions: None,
             started: now,
@@ -128,6 +138,7 @@ impl Exchange {
             takes_zstd: false,
             varies: false,
             is_encoded: false,
+            document: None,
             walk: None,
         }
     }
@@ -146,6 +157,11 @@ impl Exchange {
         }
     }
 
+    /// Whether the answer, of which there are two forms, is to be the encoded one. A part is always of the other.
+    pub fn is_to_be_encoded(&self) -> bool {
+        self.varies && self.takes_zstd && !self.wants_range()
+    }
+
     /// Whether a part of the answer is asked for.
     pub fn wants_range(&self) -> bool {
         self.conditions.as_ref().is_some_and(|conditions| conditions.range.is_some())
@@ -154,6 +170,18 @@ impl Exchange {
     /// Whether only the head of the answer is wanted.
     pub fn head_only(&self) -> bool {
         self.method == Method::Head
+    }
+}
+
+/// Whether there can be an encoded form of the answer.
+fn may_be_encoded(route: &Route) -> bool {
+    match route {
+        Route::Nar { .. } | Route::Listing(_) | Route::Log(_) => true,
+        Route::Landing | Route::Search(_) | Route::Path(_) | Route::Serve { .. } => true,
+        Route::Narinfo { .. } | Route::Compressed { .. } | Route::Realisation(_) | Route::DebugInfo(_) => {
+            false
+        }
+        Route::CacheInfo | Route::Version | Route::Health | Route::Metrics | Route::Absent(_) => false,
     }
 }
 

@@ -153,14 +153,17 @@ impl Acceptor {
         }
     }
 
-    fn hand_over(&self, peer: usize, socket: Socket) {
+    fn hand_over(&mut self, peer: usize, socket: Socket) {
         let Peer { load, mailbox } = &self.peers[peer];
         load.add();
         self.metrics.accepted();
         if let Err(Refused(_)) = mailbox.try_send(worker::Message::Connection(socket)) {
             // The worker is far behind. The connection closes here, and the client tries again.
-            let _ = load.remove();
             self.metrics.refused();
+            if load.remove() {
+                // Room was asked for here, and the worker does not know that any more: nobody else would say it.
+                self.room();
+            }
         }
     }
 
@@ -213,5 +216,30 @@ impl Acceptor {
         }
         self.pause = Some(now + limits::ACCEPT_PAUSE);
         self.ask_for_room();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn room_that_was_asked_for_is_not_forgotten_with_a_connection_that_is_refused() {
+        let poll = Poll::new().unwrap();
+        let load = Arc::new(Load::new(2, poll.now()));
+        let (full, _worker) = mailbox::bounded(1, None);
+        full.send(worker::Message::MakeRoom);
+        let peers = vec![Peer { load: Arc::clone(&load), mailbox: full }];
+        let (_room, inbox) = mailbox::bounded(1, None);
+        let mut acceptor = Acceptor::new(poll, Vec::new(), None, peers, inbox, Arc::default()).unwrap();
+        // As when descriptors had run out.
+        acceptor.ask_for_room();
+        assert!(acceptor.asked && load.wanted());
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        acceptor.hand_over(0, Socket::new(ours.into()));
+        assert_eq!(load.connections(), 0);
+        assert!(!acceptor.asked, "the worker has nothing to say any more, and would be waited for");
     }
 }

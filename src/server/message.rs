@@ -19,6 +19,8 @@ pub enum Message<S> {
     Drain,
     /// Show that turns are taken, by counting one up.
     Pulse(Arc<AtomicUsize>),
+    /// The public keys of those that sign from now on, as clients list them.
+    Keys(Arc<[String]>),
     /// The store's answer.
     Store(Ticket, store::Answer),
     /// The NAR actors' answer.

@@ -9,6 +9,7 @@ pub mod answer;
 mod closing;
 pub mod compressed;
 pub mod connection;
+mod document;
 pub mod exchange;
 pub mod faults;
 pub mod journal;
@@ -50,8 +51,6 @@ pub struct Site {
     pub cache_info: Bytes,
     /// The priority that it says.
     pub priority: i32,
-    /// The public keys of those that sign, as clients list them.
-    pub public_keys: Vec<String>,
     /// How NARs are compressed.
     pub compression: Compression,
     /// Every counter, for `/metrics`.
@@ -71,14 +70,12 @@ impl Site {
         let store_dir = plan.store.store_dir.clone();
         let cache_info =
             format!("StoreDir: {store_dir}\nWantMassQuery: 1\nPriority: {}\n", plan.priority).into();
-        let public_keys = plan.keys.iter().map(|key| key.public().to_string()).collect();
         Self {
             store_dir,
             real_store: plan.store.real_store.clone(),
             scheme: if plan.tls.is_some() { "https" } else { "http" },
             cache_info,
             priority: plan.priority,
-            public_keys,
             compression,
             metrics,
             journal: plan.journal.clone(),

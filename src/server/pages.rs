@@ -14,8 +14,14 @@ use crate::store::serve::{EntryKind, Folder};
 use crate::store::served::Served;
 use crate::web;
 
-/// The landing page, as it is reached by `host`; `paths` is what is known to be valid.
-pub fn landing(site: &Site, host: Option<&str>, paths: &Snapshot, overview: Option<&Overview>) -> String {
+/// The landing page, as it is reached by `host`, with the public `keys`; `paths` is what is known to be valid.
+pub fn landing(
+    site: &Site,
+    host: Option<&str>,
+    keys: &[String],
+    paths: &Snapshot,
+    overview: Option<&Overview>,
+) -> String {
     web::landing(&web::Landing {
         url: url(site, host).as_deref(),
         store_dir: site.store_dir.as_str(),
@@ -23,7 +29,7 @@ pub fn landing(site: &Site, host: Option<&str>, paths: &Snapshot, overview: Opti
         paths: paths.complete().then(|| paths.len()),
         nar_bytes: overview.and_then(|overview| overview.nar_bytes),
         priority: site.priority,
-        public_keys: &site.public_keys,
+        public_keys: keys,
         activity: overview.map(|Overview { recent, .. }| web::Activity {
             requests_a_second: recent.requests_a_second,
             requests: recent.requests,
@@ -46,15 +52,15 @@ pub fn found(search: &Search, found: Option<&Found>) -> String {
     })
 }
 
-/// The page of a path.
-pub fn path(site: &Site, host: Option<&str>, served: &Served, about: &About) -> String {
+/// The page of a path, with the public `keys`.
+pub fn path(site: &Site, host: Option<&str>, keys: &[String], served: &Served, about: &About) -> String {
     let info = &served.info;
     let registered = UNIX_EPOCH + Duration::from_secs(u64::try_from(info.registration_time).unwrap_or(0));
     let (count, _) = about.closure;
     web::path(&web::PathPage {
         url: url(site, host).as_deref(),
         store_dir: site.store_dir.as_str(),
-        public_keys: &site.public_keys,
+        public_keys: keys,
         path: &info.path,
         nar_size: info.nar_size,
         nar_hash: &format!("sha256:{}", info.nar_hash.to_base32()),

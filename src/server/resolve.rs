@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
-use super::answer::{Reply, Writer};
+use super::answer::{Document, Reply, Writer};
 use super::compressed::{self, Memory};
 use super::exchange::Exchange;
 use super::faults::Faults;
 use super::route::{LogName, Route};
 use super::transfer::Source;
-use super::{Site, VERSION, pages};
+use super::{Site, VERSION, document, pages};
 use crate::cache::actor::{self as cache, When};
 use crate::cache::compress::Wanted;
 use crate::formats::hash::Sha256;
@@ -28,8 +29,8 @@ use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
 use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
-use crate::store::logs::LogBody;
-use crate::store::serve::{ServeAnswer, Walk};
+use crate::store::logs::{LogBody, LogError};
+use crate::store::serve::{ServeAnswer, ServeError, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
 use crate::store::{browse, files, logs, roots};
@@ -38,6 +39,8 @@ use crate::store::{browse, files, logs, roots};
 pub struct Desk<'d> {
     /// What does not change while the server runs.
     pub site: &'d Site,
+    /// The public keys of those that sign, as clients list them.
+    pub public_keys: &'d [String],
     /// The worker's view of the store; fresh where the route needs it.
     pub view: &'d mut View,
     /// Where the head of the answer is written.
@@ -137,7 +140,14 @@ pub enum Question {
     /// What hangs together with a path.
     About(Arc<Served>),
     /// A build log.
-    Log(logs::LogName),
+    Log {
+        /// Which one.
+        name: logs::LogName,
+        /// Encoded, where it is large.
+        encoded: bool,
+    },
+    /// A document that is to be encoded.
+    Encode(Bytes),
     /// A file of a store path.
     Serve(Walk),
     /// Where the debug information of a build id is.
@@ -151,12 +161,10 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
     }
     match arrival {
         Arrival::Asked => begin(exchange, desk),
+        Arrival::Unavailable if exchange.document.is_some() => document::encoded(exchange, desk, None),
         // What is in memory is told all the same.
         Arrival::Unavailable if exchange.route == Route::Landing => landing(exchange, desk, None),
-        Arrival::Unavailable => {
-            let resumable = matches!(exchange.route, Route::Nar { .. } | Route::Compressed { .. });
-            Step::Reply(desk.writer(exchange).unavailable(resumable))
-        }
+        Arrival::Unavailable => unavailable(exchange, desk),
         Arrival::Info(Info::Absent) => absent(exchange, desk),
         Arrival::Info(Info::Served(served)) => found(exchange, desk, served),
         Arrival::Info(Info::Unsized { path, nar_hash }) => Step::Ask(Question::Measure { path, nar_hash }),
@@ -192,7 +200,8 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
             look_up(exchange, desk, path)
         }
         Route::Log(LogName::Path(drv)) if drv.is_derivation() => {
-            Step::Ask(Question::Log(logs::LogName::Derivation(drv.clone())))
+            let name = logs::LogName::Derivation(drv.clone());
+            log(exchange, desk, name)
         }
         Route::Log(LogName::Path(output)) => Step::Ask(Question::Deriver(output.hash())),
         Route::Log(LogName::Hash(hash)) => Step::Ask(Question::Deriver(*hash)),
@@ -201,7 +210,7 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
         Route::Landing => Step::Ask(Question::Overview),
         Route::Search(search) if search.words.trim().is_empty() => {
             let page = pages::found(search, None);
-            Step::Reply(desk.writer(exchange).page(page))
+            document::send(exchange, desk, Document::page(page))
         }
         Route::Search(search) => Step::Ask(Question::Search(search.clone())),
         Route::CacheInfo | Route::Version | Route::Health | Route::Metrics => {
@@ -230,9 +239,10 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 }
 
 /// The landing page, with what the actor knows where it has answered.
-fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
-    let page = pages::landing(desk.site, exchange.host.as_deref(), desk.view.snapshot(), overview);
-    Step::Reply(desk.writer(exchange).page(page))
+fn landing(exchange: &mut Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
+    let (site, host, keys) = (desk.site, exchange.host.as_deref(), desk.public_keys);
+    let page = pages::landing(site, host, keys, desk.view.snapshot(), overview);
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// A page for people, now that its actor has answered.
@@ -241,11 +251,11 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
         (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
         (browse::Answer::About(Some(about)), _, Some(served)) => {
-            pages::path(desk.site, exchange.host.as_deref(), served, &about)
+            pages::path(desk.site, exchange.host.as_deref(), desk.public_keys, served, &about)
         }
         _ => return absent(exchange, desk),
     };
-    Step::Reply(desk.writer(exchange).page(page))
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// Goes on with what the view knows of a path.
@@ -269,6 +279,7 @@ pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
 fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> Step {
     if let Some(day) = desk.day
         && exchange.route.is_fetch()
+        && !exchange.is_look
         && served.is_first_on(day)
     {
         desk.asked.push(Arc::clone(&served));
@@ -284,7 +295,7 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
                 return absent(exchange, desk);
             }
             exchange.varies = desk.site.compression.in_transport;
-            if exchange.varies && exchange.takes_zstd && !exchange.wants_range() {
+            if exchange.is_to_be_encoded() {
                 return compressed::encoded(exchange, desk, served);
             }
             if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&served.nar_etag)) {
@@ -345,7 +356,7 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
             None => return absent(exchange, desk),
         },
         nar::Answer::Listing(Ok(listing)) => {
-            return Step::Reply(desk.writer(exchange).document("application/json", &[], listing));
+            return document::send(exchange, desk, Document::listing(listing));
         }
         // The worker has told the store already.
         nar::Answer::Hashed(Ok(measured)) => return Step::Ask(Question::Info(measured.path)),
@@ -368,20 +379,83 @@ pub(super) fn unreadable(exchange: &Exchange, desk: &mut Desk<'_>, error: &NarEr
 }
 
 /// Something valid that cannot be sent. The client gets a 404 and goes to its next substituter, where a 5xx
-/// would have it try here again; the operator reads what is wrong.
-fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &dyn Error) -> Step {
+/// would have it try here again; that it should where the cause passes. The operator reads what is wrong.
+fn damaged(exchange: &Exchange, desk: &mut Desk<'_>, what: &str, error: &impl Failure) -> Step {
     desk.faults.tell(desk.now, what, error);
-    absent(exchange, desk)
+    if error.passes() { unavailable(exchange, desk) } else { absent(exchange, desk) }
+}
+
+/// It cannot be answered now.
+fn unavailable(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
+    let resumable = matches!(exchange.route, Route::Nar { .. } | Route::Compressed { .. });
+    Step::Reply(desk.writer(exchange).unavailable(resumable))
+}
+
+/// Why something valid cannot be sent.
+pub(super) trait Failure: Error + Sized + 'static {
+    /// Whether it says nothing of the path, so that the next request may have it.
+    fn passes(&self) -> bool;
+}
+
+impl Failure for NarError {
+    fn passes(&self) -> bool {
+        match self {
+            Self::Unreadable { errno, .. } => is_shortage(*errno),
+            Self::Busy { .. } => true,
+            Self::Missing { .. } | Self::Odd { .. } | Self::Changed { .. } => false,
+            Self::SizeMismatch { .. } | Self::HashMismatch { .. } => false,
+            Self::Collision { .. } | Self::TooLarge { .. } => false,
+        }
+    }
+}
+
+impl Failure for LogError {
+    fn passes(&self) -> bool {
+        match self {
+            Self::File { source, .. } => Errno::from_io_error(source).is_some_and(is_shortage),
+            Self::Busy | Self::NoMemory { .. } => true,
+            Self::Damaged { .. } => false,
+        }
+    }
+}
+
+impl Failure for ServeError {
+    fn passes(&self) -> bool {
+        Errno::from_io_error(&self.source).is_some_and(is_shortage)
+    }
+}
+
+/// Whether the system lacked what it needed to look, and a moment later may have it. A disk that fails is none: it fails
+/// again, and another substituter has the path.
+fn is_shortage(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
+            | Errno::NOBUFS
+            | Errno::AGAIN
+            | Errno::INTR
+            | Errno::TIMEDOUT
+    )
 }
 
 /// The derivation whose log was asked for by an output or by a hash part.
-fn log_of(exchange: &Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
+fn log_of(exchange: &mut Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
     match (drv, &exchange.route) {
-        (Some(drv), _) => Step::Ask(Question::Log(logs::LogName::Derivation(drv))),
+        (Some(drv), _) => log(exchange, desk, logs::LogName::Derivation(drv)),
         // The derivation may be gone, and its log still there.
-        (None, Route::Log(LogName::Hash(hash))) => Step::Ask(Question::Log(logs::LogName::Hash(*hash))),
+        (None, Route::Log(LogName::Hash(hash))) => {
+            let name = logs::LogName::Hash(*hash);
+            log(exchange, desk, name)
+        }
         (None, _) => absent(exchange, desk),
     }
+}
+
+fn log(exchange: &mut Exchange, desk: &Desk<'_>, name: logs::LogName) -> Step {
+    exchange.varies = desk.site.compression.in_transport;
+    Step::Ask(Question::Log { name, encoded: exchange.is_to_be_encoded() })
 }
 
 /// The file actors have answered.
@@ -391,12 +465,18 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
             Step::Reply(desk.writer(exchange).text_file(Segment::of_file(file, len)))
         }
         files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) => {
-            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader)))
+            let is_encoded = reader.is_encoded();
+            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader), is_encoded))
         }
-        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => Step::Reply(desk.writer(exchange).text(bytes)),
-        files::Answer::Log(Err(logs::LogError::Busy)) => {
-            Step::Reply(desk.writer(exchange).unavailable(false))
+        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, false))
         }
+        files::Answer::Log(Ok(Some(LogBody::Encoded(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, true))
+        }
+        files::Answer::Encoded(bytes) => document::encoded(exchange, desk, bytes),
+        // Many readers are no fault to tell of.
+        files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
         files::Answer::Log(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
         files::Answer::Served(Ok(found)) => walked(exchange, desk, found),
         files::Answer::Served(Err(error)) => {
@@ -421,7 +501,7 @@ fn walked(exchange: &mut Exchange, desk: &mut Desk<'_>, found: ServeAnswer) -> S
         }
         ServeAnswer::Folder(folder) => {
             let page = pages::folder(exchange, &folder);
-            Step::Reply(desk.writer(exchange).folder(page))
+            document::send(exchange, desk, Document::folder(page))
         }
         ServeAnswer::Redirect => {
             let location = pages::with_slash(exchange);

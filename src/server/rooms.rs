@@ -93,7 +93,10 @@ impl Rooms {
                 self.browse.try_send(browse::Request::Search { ticket, search })?;
             }
             Question::About(served) => self.browse.try_send(browse::Request::About { ticket, served })?,
-            Question::Log(name) => self.files.try_send(files::Request::Log { ticket, name })?,
+            Question::Log { name, encoded } => {
+                self.files.try_send(files::Request::Log { ticket, name, encoded })?;
+            }
+            Question::Encode(plain) => self.files.try_send(files::Request::Encode { ticket, plain })?,
             Question::Serve(walk) => self.files.try_send(files::Request::Serve { ticket, walk })?,
             Question::DebugInfo(build_id) => {
                 self.files.try_send(files::Request::DebugInfo { ticket, build_id })?;

@@ -1,6 +1,6 @@
 //! The sending half of a worker: from an answer to the last byte, and to what the connection does next.
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::{Error, ErrorKind, IoSlice};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -65,7 +65,7 @@ impl<I: Io> Worker<I> {
                         seat.writable = false;
                         0
                     }
-                    Err(_) => return self.close(key, Closed::ByPeer),
+                    Err(_) => return self.gone(key, account),
                 };
             self.metrics.sent(count as u64);
             seat.connection.sent(count as u64);
@@ -73,7 +73,7 @@ impl<I: Io> Worker<I> {
                 match self.io.flush(&mut seat.socket) {
                     Ok(()) => return self.answered(key, account, keep_alive, request_body),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => seat.writable = false,
-                    Err(_) => return self.close(key, Closed::ByPeer),
+                    Err(_) => return self.gone(key, account),
                 }
             }
             (body, framing) = unsent(body, framing, count.saturating_sub(head.len()));
@@ -83,7 +83,7 @@ impl<I: Io> Worker<I> {
         let mut transfer = Transfer::new(account, keep_alive, Bytes::copy_from_slice(head), body, framing)
             .with_interest(interest.filter(|_| !seat.hung_up));
         if seat.writable {
-            self.to_send.push(key);
+            seat.queue(key, &mut self.to_send);
         } else {
             transfer.blocked(now);
         }
@@ -109,9 +109,14 @@ impl<I: Io> Worker<I> {
     }
 
     fn send(&mut self, key: usize) {
+        let Some(seat) = self.seats.get_mut(key) else { return };
+        seat.queued = false;
         match self.pump(key) {
             Sent::Waits => {}
-            Sent::Share => self.to_send.push(key),
+            Sent::Share => {
+                let Some(seat) = self.seats.get_mut(key) else { return };
+                seat.queue(key, &mut self.to_send);
+            }
             Sent::Gone => self.close(key, Closed::ByPeer),
             Sent::Broken(cause) => self.abort(key, cause),
             Sent::All(account, keep_alive) => {
@@ -163,20 +168,16 @@ impl<I: Io> Worker<I> {
                     self.metrics.sent(count as u64);
                     seat.connection.sent(count as u64);
                 }
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => {
-                        seat.writable = false;
-                        transfer.blocked(now);
-                        return Sent::Waits;
-                    }
-                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected => {
-                        return Sent::Gone;
-                    }
-                    _ => {
-                        self.faults.tell(now, "sending failed", &error);
-                        return Sent::Broken(NarAbort::Unreadable);
-                    }
-                },
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    seat.writable = false;
+                    transfer.blocked(now);
+                    return Sent::Waits;
+                }
+                Err(error) if is_of_the_network(&error) => return Sent::Gone,
+                Err(error) => {
+                    self.faults.tell(now, "sending failed", &error);
+                    return Sent::Broken(NarAbort::Unreadable);
+                }
             }
         }
     }
@@ -240,7 +241,7 @@ impl<I: Io> Worker<I> {
             Ok(bytes) => {
                 transfer.deliver_range(bytes);
                 if seat.writable {
-                    self.to_send.push(key);
+                    seat.queue(key, &mut self.to_send);
                 } else {
                     transfer.blocked(self.io.now());
                 }
@@ -268,7 +269,7 @@ impl<I: Io> Worker<I> {
         match segments {
             Err(cause) => self.abort(key, cause),
             Ok(segments) => match transfer.deliver(segments, more) {
-                Ok(()) if seat.writable => self.to_send.push(key),
+                Ok(()) if seat.writable => seat.queue(key, &mut self.to_send),
                 Ok(()) => transfer.blocked(self.io.now()),
                 Err(_) => self.abort(key, NarAbort::Changed),
             },
@@ -314,6 +315,15 @@ impl<I: Io> Worker<I> {
         self.seats.become_idle(key);
     }
 
+    /// The peer has gone before its answer could begin to be sent.
+    fn gone(&mut self, key: usize, account: Account) {
+        if let Some(seat) = self.seats.get_mut(key) {
+            let visitor = seat.connection.visitor.as_deref_mut();
+            settle(&self.metrics, &self.site, self.io.now(), account, visitor, false);
+        }
+        self.close(key, Closed::ByPeer);
+    }
+
     /// Closes a connection: its answers are out, it has asked nothing, or its peer has gone.
     pub(super) fn close(&mut self, key: usize, cause: Closed) {
         let Some(seat) = self.seats.remove(key) else { return };
@@ -331,13 +341,23 @@ impl<I: Io> Worker<I> {
         self.left(Closed::Aborted);
     }
 
-    /// Counts an answer that ends here, if one was on its way.
+    /// Counts an answer that ends here, if one was on its way or waited for.
     fn broke_off(&self, mut connection: Connection, cause: NarAbort) {
-        if let State::Sending(transfer, _) = &connection.state {
-            let (account, visitor) = (transfer.account, connection.visitor.as_deref_mut());
-            self.metrics.aborted(cause);
-            settle(&self.metrics, &self.site, self.io.now(), account, visitor, false);
-        }
+        let account = match &connection.state {
+            State::Sending(transfer, _) => {
+                self.metrics.aborted(cause);
+                transfer.account
+            }
+            State::Asking(_, exchange) => Account {
+                route: exchange.route.label(),
+                method: exchange.method,
+                status: Status::ClientClosed,
+                started: exchange.started,
+            },
+            _ => return,
+        };
+        let visitor = connection.visitor.as_deref_mut();
+        settle(&self.metrics, &self.site, self.io.now(), account, visitor, false);
     }
 
     fn left(&mut self, cause: Closed) {
@@ -368,6 +388,28 @@ fn settle(
     }
 }
 
+/// Whether sending failed on the way to the peer, and not at the file that is sent: the one call for both does not say.
+/// Laptops go to sleep and cables are pulled; nobody need be told.
+fn is_of_the_network(error: &Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::PIPE
+                | Errno::CONNRESET
+                | Errno::CONNABORTED
+                | Errno::NOTCONN
+                | Errno::SHUTDOWN
+                | Errno::TIMEDOUT
+                | Errno::HOSTUNREACH
+                | Errno::HOSTDOWN
+                | Errno::NETUNREACH
+                | Errno::NETDOWN
+                | Errno::NETRESET
+                | Errno::NOBUFS
+        )
+    ) || matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+}
+
 fn label_of(method: Method) -> metrics::Method {
     match method {
         Method::Get => metrics::Method::Get,
@@ -383,5 +425,23 @@ fn unsent(body: Body, framing: Framing, count: usize) -> (Body, Framing) {
             (Body::Bytes(bytes.slice(count..)), Framing::Length(length - count as u64))
         }
         whole => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_fails_is_no_file_that_fails() {
+        for errno in [Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNABORTED, Errno::PIPE]
+        {
+            assert!(is_of_the_network(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOMEM, Errno::INVAL, Errno::STALE] {
+            assert!(!is_of_the_network(&errno.into()), "{errno}");
+        }
+        // As TLS and the simulated network say it.
+        assert!(is_of_the_network(&ErrorKind::BrokenPipe.into()));
     }
 }

@@ -13,21 +13,25 @@ use std::time::Duration;
 
 use self::shop::{Asked, Shop, Wish, answer, check, request};
 use super::Site;
+use super::answer::Reply;
 use super::compressed::Cold;
+use super::exchange::Exchange;
 use super::journal::Trust;
 use super::listener;
 use super::load::Load;
 use super::rooms::Rooms;
 use super::start::{self, CompressionPlan, Plan};
+use super::transfer::{Body, Framing};
 use super::worker::{Message, Parts, Worker};
 use crate::cache::encode::{Encoding, Format};
 use crate::formats::signature::SecretKey;
+use crate::http::Status;
 use crate::io::Io as _;
 use crate::io::simulated::{Dice, Net};
 use crate::limits;
 use crate::mailbox::{self, Outlet, Receiver};
 use crate::metrics::Metrics;
-use crate::nar::{Fetcher, actor as nars};
+use crate::nar::{Fetcher, Segment, actor as nars};
 use crate::store::actor as database;
 use crate::store::debuginfo::Catalogue;
 use crate::store::files::{self, Files};
@@ -137,6 +141,7 @@ impl<'s> Run<'s> {
                 start::compression(&compression, None, None, &metrics),
                 Arc::clone(&metrics),
             )),
+            public_keys: start::public_keys(&keys),
             view: View::new(&shop.settings.database),
             metrics: Arc::clone(&metrics.workers()[0]),
         };
@@ -147,7 +152,7 @@ impl<'s> Run<'s> {
         let to_worker = inbox.clone();
         let file_outlet = Outlet::new(move |ticket, answer| to_worker.send(Message::Files(ticket, answer)));
         let database = database::Store::open(&shop.settings, keys, metrics.store()).unwrap();
-        let file_actor = Files::new(shop.settings.clone(), Catalogue::default());
+        let file_actor = Files::new(shop.settings.clone(), Catalogue::default(), |_| None);
         shop.register(true);
         Self {
             dice,
@@ -271,18 +276,23 @@ impl<'s> Run<'s> {
 
     /// One of the actors answers one question.
     fn answer_one(&mut self) {
-        match self.dice.below(4) {
+        if self.dice.below(4) > 0 {
+            return self.answer_one_but_nars();
+        }
+        if let Some(request) = self.nars.1.try_recv() {
+            self.nars.0.handle(request, &mut self.fetcher);
+        }
+    }
+
+    /// The same, while the pool does nothing.
+    fn answer_one_but_nars(&mut self) {
+        match self.dice.below(3) {
             0 => {
                 if let Some(request) = self.databases.0.try_recv() {
                     self.database.handle(request, &self.databases.1);
                 }
             }
             1 => {
-                if let Some(request) = self.nars.1.try_recv() {
-                    self.nars.0.handle(request, &mut self.fetcher);
-                }
-            }
-            2 => {
                 if let Some(roots::Request::Take { ticket, .. }) = self.roots.try_recv() {
                     self.inbox.send(Message::Roots(ticket, roots::Answer::Rooted(Lease::EMPTY)));
                 }
@@ -436,6 +446,22 @@ impl<'s> Run<'s> {
         link
     }
 
+    /// A connection to which the answer to `wish` has begun to be sent; nothing more of it is there yet.
+    fn begin(&mut self, wish: &Wish) -> usize {
+        let link = self.late();
+        self.net.send(link, request(wish, &self.shop.goods).as_bytes());
+        self.net.deliver(link, usize::MAX);
+        let begins = |run: &Self| run.net.look(link, |link| !link.received.is_empty());
+        while !begins(self) {
+            self.turn();
+            self.net.read(link, usize::MAX);
+            if !begins(self) {
+                self.answer_one();
+            }
+        }
+        link
+    }
+
     /// Turns without a second passing until the worker ends.
     fn drain(&mut self) {
         for _ in 0..10_000 {
@@ -485,17 +511,7 @@ impl<'s> Run<'s> {
 fn a_transfer_is_cut_when_its_disk_hangs() {
     let mut shop = Shop::new();
     let mut run = Run::new(&mut shop, 0);
-    let link = run.late();
-    run.net.send(link, request(&Wish::Nar(0, None), &run.shop.goods).as_bytes());
-    run.net.deliver(link, usize::MAX);
-    let begins = |run: &Run<'_>| run.net.look(link, |link| !link.received.is_empty());
-    while !begins(&run) {
-        run.turn();
-        run.net.read(link, usize::MAX);
-        if !begins(&run) {
-            run.answer_one();
-        }
-    }
+    let link = run.begin(&Wish::Nar(0, None));
     let is_cut = |run: &Run<'_>| run.net.look(link, |link| link.aborted);
     run.hang(limits::FETCH_TIME);
     assert!(!is_cut(&run), "it is given its time");
@@ -503,6 +519,179 @@ fn a_transfer_is_cut_when_its_disk_hangs() {
     assert!(is_cut(&run));
     assert_eq!(run.load.connections(), 0);
     assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"stalled\"} 1"));
+}
+
+/// A client that resets its connection is not served on while a disk is waited for.
+#[test]
+fn a_transfer_whose_peer_has_gone_ends_while_its_disk_hangs() {
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let link = run.begin(&Wish::Nar(0, None));
+    run.hang(2 * limits::TICK);
+    assert_eq!(run.load.connections(), 1, "the disk is waited for");
+    run.net.reset(link);
+    run.turn();
+    assert_eq!(run.load.connections(), 0);
+    assert!(run.metrics.render().contains("harmonia_nar_aborts_total{cause=\"peer\"} 1"));
+}
+
+/// A refusal that is found with the last look at a connection is sent, and not reset with what was not read.
+#[test]
+fn a_refused_client_reads_its_answer_though_its_place_is_wanted() {
+    let mut shop = Shop::new();
+    for cause in ["room", "the end"] {
+        let mut run = Run::new(&mut shop, 0);
+        let link = run.late();
+        run.turn();
+        // In the buffer of the kernel, and no event has told of it yet.
+        run.net.send(link, request(&Wish::Nonsense, &[]).as_bytes());
+        run.net.deliver_untold(link);
+        match cause {
+            "room" => {
+                run.load.want(true);
+                run.inbox.send(Message::MakeRoom);
+            }
+            _ => run.inbox.send(Message::Drain),
+        }
+        assert!(run.turn_once(), "{cause}");
+        run.net.read(link, usize::MAX);
+        let (status, closed) = run.net.look(link, |link| {
+            (answer(&link.received, &Wish::Nonsense).map(|(status, ..)| status), link.closed)
+        });
+        assert_eq!((status, closed), (Some(400), false), "{cause}");
+        run.net.pass(limits::LINGER_TIME + limits::TICK);
+        run.turn_once();
+        assert_eq!(run.load.connections(), 0, "{cause}");
+    }
+}
+
+/// Bytes that trickle in during a download do not multiply its share of the turn.
+#[test]
+fn a_transfer_has_one_share_of_each_turn() {
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(16 * limits::TURN_BYTES).unwrap();
+    let link = run.net.connect(usize::MAX / 2);
+    run.load.add();
+    run.inbox.send(Message::Connection(link));
+    run.turn();
+    let body = Body::File(Segment::of_file(Arc::new(file), 16 * limits::TURN_BYTES).unwrap());
+    let framing = Framing::Length(16 * limits::TURN_BYTES);
+    let exchange = Exchange::unreadable(run.net.now());
+    run.worker.reply(0, exchange, Reply { status: Status::Ok, body, framing });
+    let mut before = 0;
+    for turn in 0..5 {
+        run.net.send(link, b"G");
+        run.net.deliver(link, 1);
+        run.net.make_writable(link);
+        run.turn();
+        while run.nars.1.depth() > 0 {
+            run.nars.0.handle(run.nars.1.try_recv().unwrap(), &mut run.fetcher);
+        }
+        run.net.read(link, usize::MAX);
+        let now = run.net.look(link, |link| link.received.len());
+        assert!(now - before <= limits::TURN_BYTES as usize + 200, "turn {turn}: {}", now - before);
+        before = now;
+    }
+    assert!(before as u64 > limits::TURN_BYTES, "it goes on");
+}
+
+/// What was asked is counted, and logged, also where nobody waited for the answer.
+#[test]
+fn a_client_that_leaves_before_its_answer_is_counted() {
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let counted = |run: &Run<'_>, labels: &str| {
+        let text = run.metrics.render();
+        text.contains(&format!("harmonia_http_requests_total{{{labels}}} 1"))
+    };
+    let (asking, answered) = (run.late(), run.late());
+    run.net.send(asking, request(&Wish::Narinfo(0), &run.shop.goods).as_bytes());
+    run.net.send(answered, request(&Wish::Health, &[]).as_bytes());
+    run.net.deliver(asking, usize::MAX);
+    run.turn();
+    run.net.reset(asking);
+    run.turn();
+    assert!(
+        counted(&run, "method=\"GET\",path=\"/{hash}.narinfo\",status=\"499\""),
+        "{}",
+        run.metrics.render()
+    );
+    // Its answer is known, and the first write finds nobody.
+    run.net.deliver(answered, usize::MAX);
+    run.net.fail_writes(answered);
+    run.turn();
+    assert!(counted(&run, "method=\"GET\",path=\"/health\",status=\"200\""), "{}", run.metrics.render());
+    assert_eq!(run.load.connections(), 0);
+}
+
+/// A 404 has a client go elsewhere, and remember for an hour that the path is not here.
+#[test]
+fn a_shortage_is_no_damage() {
+    use crate::nar::NarError;
+    use rustix::io::Errno;
+
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let asked = |run: &mut Run<'_>| loop {
+        run.turn();
+        if let Some(request) = run.nars.1.try_recv() {
+            return request;
+        }
+        run.answer_one_but_nars();
+    };
+    let unreadable = |errno| NarError::Unreadable { file: "/nix/store/x".into(), doing: "open", errno };
+    let link = run.late();
+    for (error, expected) in [
+        (unreadable(Errno::MFILE), 503),
+        (unreadable(Errno::NOMEM), 503),
+        (NarError::Busy { root: "/nix/store/x".into() }, 503),
+        (unreadable(Errno::IO), 404),
+        (unreadable(Errno::ACCESS), 404),
+    ] {
+        let wish = Wish::Nar(0, None);
+        run.net.send(link, request(&wish, &run.shop.goods).as_bytes());
+        run.net.deliver(link, usize::MAX);
+        let nars::Request::Open { ticket, .. } = asked(&mut run) else { panic!("a plan is asked for") };
+        run.inbox.send(Message::Nar(ticket, nars::Answer::Opened(Err(error.clone()))));
+        run.turn();
+        run.net.read(link, usize::MAX);
+        let received = run.net.take(link);
+        let status = answer(&received, &wish).map(|(status, ..)| status);
+        assert_eq!(status, Some(expected), "{error}");
+        assert_eq!(received.windows(12).any(|text| text == b"Retry-After:"), expected == 503, "{error}");
+    }
+}
+
+/// Who asks and leaves while the database is waited for takes no memory beyond a bound.
+#[test]
+fn those_who_left_while_the_database_was_waited_for_do_not_add_up() {
+    const AT_ONCE: usize = 1024;
+    let mut shop = Shop::new();
+    let mut run = Run::new(&mut shop, 0);
+    let narinfo = request(&Wish::Narinfo(0), &run.shop.goods);
+    let ask = |run: &mut Run<'_>| {
+        let link = run.late();
+        run.net.send(link, narinfo.as_bytes());
+        run.net.deliver(link, usize::MAX);
+        link
+    };
+    ask(&mut run);
+    run.turn();
+    for _ in 0..limits::WAITING_MAX / AT_ONCE {
+        let links: Vec<_> = (0..AT_ONCE).map(|_| ask(&mut run)).collect();
+        run.turn();
+        links.into_iter().for_each(|link| run.net.reset(link));
+        run.turn();
+    }
+    assert_eq!(run.load.connections(), 1, "the first");
+    let last = ask(&mut run);
+    run.turn();
+    run.net.read(last, usize::MAX);
+    let status =
+        run.net.look(last, |link| answer(&link.received, &Wish::Narinfo(0)).map(|(status, ..)| status));
+    assert_eq!(status, Some(503), "at once");
 }
 
 #[test]

@@ -127,7 +127,7 @@ pub struct Server {
     store: Sender<store_actor::Request>,
     compressor: Compressor,
     /// Listener and workers.
-    threads: Vec<JoinHandle<io::Result<()>>>,
+    threads: Vec<JoinHandle<()>>,
     /// Those that answer the workers; they end when nobody can ask them any more.
     actors: Vec<JoinHandle<()>>,
     /// The threads that work for nobody in particular, on debug information and packs, live as long as this.
@@ -227,6 +227,7 @@ impl Server {
             real_store: settings.real_store.as_path().into(),
         };
         let site = Arc::new(Site::new(&plan, compression, Arc::clone(&metrics)));
+        let public_keys = public_keys(&plan.keys);
         let epoch = Instant::now();
         let mut threads = Vec::new();
         let mut peers = Vec::new();
@@ -241,16 +242,16 @@ impl Server {
                 listener: listener.clone(),
                 rooms: rooms.clone(),
                 site: Arc::clone(&site),
+                public_keys: Arc::clone(&public_keys),
                 view: View::new(&settings.database),
                 metrics: Arc::clone(&metrics.workers()[number]),
             };
             let worker = Worker::new(poll, parts);
-            threads
-                .push(thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run())?);
+            threads.push(spawn(&format!("worker-{number}"), move || must_go_on(worker.run()))?);
         }
         let acceptor =
             Acceptor::new(listener_poll, listeners, plan.tls, peers, listener_inbox, metrics.listener())?;
-        threads.push(thread::Builder::new().name("listener".to_owned()).spawn(move || acceptor.run())?);
+        threads.push(spawn("listener", move || must_go_on(acceptor.run()))?);
         Ok(Self { addresses, connections, listener, workers, store, compressor, threads, actors, life })
     }
 
@@ -264,9 +265,13 @@ impl Server {
         self.connections
     }
 
-    /// Signs with these keys from now on.
+    /// Signs with these keys from now on, and shows them on the pages.
     pub fn replace_keys(&self, keys: Arc<[SecretKey]>) {
+        let public_keys = public_keys(&keys);
         self.store.send(store_actor::Request::Keys(keys));
+        for worker in &self.workers[..] {
+            worker.send(worker::Message::Keys(Arc::clone(&public_keys)));
+        }
     }
 
     /// Stops accepting, and lets what is in flight come to its end within [`limits::DRAIN_TIME`].
@@ -288,11 +293,8 @@ impl Server {
     /// When one of them failed, which nothing that a client does can cause.
     pub fn wait(self) -> io::Result<()> {
         for thread in self.threads {
-            match thread.join() {
-                Ok(outcome) => outcome?,
-                // The panic has been reported by the thread itself.
-                Err(_) => return Err(io::Error::other("a worker has panicked")),
-            }
+            // The panic has been reported by the thread itself.
+            thread.join().map_err(|_| io::Error::other("a worker has panicked"))?;
         }
         self.compressor.end();
         drop((self.store, self.compressor, self.life));
@@ -365,6 +367,11 @@ fn affordable(workers: usize, wanted: usize) -> usize {
     held
 }
 
+/// The keys that clients are to trust, as they list them.
+pub(super) fn public_keys(keys: &[SecretKey]) -> Arc<[String]> {
+    keys.iter().map(|key| key.public().to_string()).collect()
+}
+
 fn capacity(questions: usize) -> usize {
     (questions + limits::MAILBOX_SPARE).min(limits::MAILBOX_MAX)
 }
@@ -383,6 +390,17 @@ fn outlet<A: 'static>(workers: &Workers, wrap: fn(Ticket, A) -> worker::Message<
 fn watch<M: Send + 'static>(metrics: &mut Metrics, actor: Actor, inbox: &Receiver<M>) {
     let inbox = inbox.clone();
     metrics.watch(actor, move || inbox.depth());
+}
+
+/// A listener or worker that fails must not end in silence: connections would be handed to it for ever, or none be taken
+/// any more, and until the end of the server nobody would ask.
+///
+/// # Panics
+/// When it failed, as that is how the process ends where an actor cannot go on.
+fn must_go_on(outcome: io::Result<()>) {
+    if let Err(error) = outcome {
+        panic!("cannot wait for sockets: {error}");
+    }
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
@@ -517,7 +535,7 @@ fn start_files(
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let catalogue = Catalogue::default();
     let watcher = Watcher::new(settings, catalogue.clone());
-    let files = Files::new(settings.clone(), catalogue);
+    let files = Files::new(settings.clone(), catalogue, cache::encode::document);
     let start = |number| {
         let (files, inbox) = (files.clone(), inbox.clone());
         let outlet = outlet(workers, worker::Message::Files);
@@ -532,6 +550,13 @@ fn start_files(
 mod tests {
     use super::*;
     use std::sync::atomic::Ordering;
+
+    #[test]
+    fn a_part_that_fails_does_not_end_in_silence() {
+        let failed = spawn("failing", || must_go_on(Err(io::Error::other("as it was told to")))).unwrap();
+        assert!(failed.join().is_err());
+        assert!(spawn("ending", || must_go_on(Ok(()))).unwrap().join().is_ok());
+    }
 
     #[test]
     fn who_takes_no_turn_is_missed() {

@@ -19,7 +19,15 @@ impl<I: Io> Worker<I> {
             connection.visitor =
                 self.site.journal.as_ref().map(|journal| Box::new(journal.visitor(peer, &self.site.trust)));
         }
-        let seat = Seat { socket, connection, readable: true, writable: true, hung_up: false, preamble };
+        let seat = Seat {
+            socket,
+            connection,
+            readable: true,
+            writable: true,
+            hung_up: false,
+            preamble,
+            queued: false,
+        };
         let key = self.seats.insert(seat);
         self.metrics.connections(self.seats.len());
         self.seats.become_idle(key);

@@ -44,6 +44,17 @@ pub(super) struct Seat<S> {
     pub(super) hung_up: bool,
     /// A trusted proxy has yet to say whom the connection is for.
     pub(super) preamble: bool,
+    /// It is among those to be sent to.
+    pub(super) queued: bool,
+}
+
+impl<S> Seat<S> {
+    /// Puts a connection among those to be sent to: once, since each place there is a share of the turn.
+    pub(super) fn queue(&mut self, key: usize, to_send: &mut Vec<usize>) {
+        if !std::mem::replace(&mut self.queued, true) {
+            to_send.push(key);
+        }
+    }
 }
 
 /// Where this worker stands with the store.
@@ -71,6 +82,7 @@ pub struct Worker<I: Io> {
     pub(super) listener: Sender<listener::Message>,
     pub(super) rooms: Rooms,
     pub(super) site: Arc<Site>,
+    public_keys: Arc<[String]>,
     view: View,
     memory: Memory,
     pub(super) load: Arc<Load>,
@@ -116,6 +128,8 @@ pub struct Parts<S> {
     pub rooms: Rooms,
     /// What is served, as far as it does not change.
     pub site: Arc<Site>,
+    /// The public keys of those that sign, as clients list them.
+    pub public_keys: Arc<[String]>,
     /// Its view of the store.
     pub view: View,
     /// Its counters.
@@ -125,7 +139,7 @@ pub struct Parts<S> {
 impl<I: Io> Worker<I> {
     /// A worker without connections.
     pub fn new(io: I, parts: Parts<I::Socket>) -> Self {
-        let Parts { number, mailbox, load, listener, rooms, site, view, metrics } = parts;
+        let Parts { number, mailbox, load, listener, rooms, site, public_keys, view, metrics } = parts;
         let next_tick = io.now() + limits::TICK;
         Self {
             io,
@@ -135,6 +149,7 @@ impl<I: Io> Worker<I> {
             listener,
             rooms,
             site,
+            public_keys,
             view,
             memory: Memory::default(),
             load,
@@ -230,6 +245,7 @@ impl<I: Io> Worker<I> {
             Message::Pulse(beats) => {
                 beats.fetch_add(1, Ordering::Relaxed);
             }
+            Message::Keys(public_keys) => self.public_keys = public_keys,
             Message::Store(ticket, store::Answer::Refreshed(snapshot)) => {
                 self.refreshed(ticket, Some(snapshot))
             }
@@ -370,8 +386,8 @@ impl<I: Io> Worker<I> {
         let mut keys = std::mem::take(&mut self.to_read);
         for event in events {
             let Some(seat) = self.seats.get_mut(event.key) else { continue };
-            // Whoever waits for an actor would hold a place for nobody until it answers.
-            if event.broken && matches!(seat.connection.state, State::Asking(..)) {
+            // Whoever waits for an actor would hold a place, and what is to be sent, for nobody until it answers.
+            if event.broken && matches!(seat.connection.state, State::Asking(..) | State::Sending(..)) {
                 self.close(event.key, Closed::ByPeer);
                 continue;
             }
@@ -387,7 +403,7 @@ impl<I: Io> Worker<I> {
                 seat.writable = true;
                 if let State::Sending(transfer, _) = &mut seat.connection.state {
                     transfer.unblocked();
-                    self.to_send.push(event.key);
+                    seat.queue(event.key, &mut self.to_send);
                 }
             }
         }
@@ -488,7 +504,9 @@ impl<I: Io> Worker<I> {
     }
 
     fn await_refresh(&mut self, key: usize, exchange: Exchange) {
-        if !matches!(self.freshness, Freshness::Asked { .. }) {
+        let waits =
+            matches!(self.freshness, Freshness::Asked { .. }) && self.late.len() < limits::WAITING_MAX;
+        if !waits {
             return self.resolve(key, exchange, Arrival::Unavailable);
         }
         let parked = (key, self.park(key, exchange));
@@ -503,6 +521,7 @@ impl<I: Io> Worker<I> {
         exchange.keep_alive &= self.drain.is_none();
         let mut desk = Desk {
             site: &self.site,
+            public_keys: &self.public_keys,
             view: &mut self.view,
             head: &mut self.head,
             date: self.date.text(),

@@ -3,9 +3,11 @@
 //! A question that finds the database locked is put off and tried again every few milliseconds, each to its own
 //! deadline, so that one locked database does not make the questions behind it wait in turn. A big database is
 //! read into the index in slices between questions; until that is done, every path is asked for, and answered
-//! straight from SQL.
+//! straight from SQL. Questions for paths that wait together are read in one transaction: looking at the file, its
+//! locks and their release cost more than a row.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -132,6 +134,8 @@ pub struct Store {
     /// Questions that found the database locked, the oldest first, each with the time it gives up.
     deferred: VecDeque<(Instant, Request)>,
     tried: Instant,
+    /// Whether the database was locked then.
+    locked: bool,
     warned: Option<Instant>,
     metrics: Arc<StoreMetrics>,
 }
@@ -166,6 +170,7 @@ impl Store {
             marked: Arc::default(),
             deferred: VecDeque::new(),
             tried: Instant::now(),
+            locked: false,
             warned: None,
             metrics,
         })
@@ -179,7 +184,16 @@ impl Store {
         }
         loop {
             match self.next(mailbox) {
-                Ok(request) => self.handle(request, outlet),
+                Ok(request) => {
+                    self.take(request);
+                    // What else came meanwhile, to be read together.
+                    while self.deferred.len() < limits::INFO_BATCH
+                        && let Some(request) = mailbox.try_recv()
+                    {
+                        self.take(request);
+                    }
+                    self.attend(outlet);
+                }
                 Err(Silence::Quiet) => self.retry(outlet),
                 Err(Silence::Closed) => return,
             }
@@ -188,6 +202,14 @@ impl Store {
 
     /// Answers a question, or puts it off where the database is locked.
     pub fn handle(&mut self, request: Request, outlet: &Outlet<Answer>) {
+        self.take(request);
+        self.attend(outlet);
+    }
+
+    /// Does what is not a question, and puts a question behind those that wait.
+    ///
+    /// What changes what is told takes effect on questions before it as well, if they wait: they are answered later.
+    fn take(&mut self, request: Request) {
         match request {
             Request::Keys(keys) => self.replace_keys(keys),
             Request::Quarantine(marked) => self.quarantine(marked),
@@ -199,35 +221,47 @@ impl Store {
                     _ => Instant::now(),
                 };
                 self.deferred.push_back((since + limits::DATABASE_PATIENCE, request));
-                if self.deferred.len() == 1 || self.tried.elapsed() >= limits::DATABASE_PAUSE {
-                    self.retry(outlet);
-                }
             }
         }
     }
 
-    /// Tries the questions that were put off, in their order, and gives up those that have waited too long.
+    /// Answers the questions that wait, unless the database was found locked a moment ago.
+    fn attend(&mut self, outlet: &Outlet<Answer>) {
+        if !self.locked || self.tried.elapsed() >= limits::DATABASE_PAUSE {
+            self.retry(outlet);
+        }
+    }
+
+    /// Tries the questions that wait, in their order, and gives up those that have waited too long.
     pub fn retry(&mut self, outlet: &Outlet<Answer>) {
         self.tried = Instant::now();
-        let mut locked = false;
-        while let Some((deadline, request)) = self.deferred.pop_front() {
-            let attempt = if locked { Err(Trouble::Busy) } else { self.attempt(&request) };
-            let answer = match attempt {
-                Ok(answer) => answer,
-                Err(Trouble::Busy) if self.tried < deadline => {
+        self.locked = false;
+        while !self.deferred.is_empty() {
+            let (count, attempt) = if self.locked { (1, Err(Trouble::Busy)) } else { self.attempt() };
+            match attempt {
+                Ok(answers) => {
+                    for ((_, request), answer) in self.deferred.drain(..count).zip(answers) {
+                        if let Some(ticket) = request.ticket() {
+                            outlet.send(ticket, answer);
+                        }
+                    }
+                }
+                Err(Trouble::Busy) if self.deferred.front().is_some_and(|&(until, _)| self.tried < until) => {
+                    self.locked = true;
                     self.metrics.waited();
-                    self.deferred.push_front((deadline, request));
                     return;
                 }
                 Err(trouble) => {
-                    locked = matches!(trouble, Trouble::Busy);
+                    self.locked = matches!(trouble, Trouble::Busy);
                     self.complain(&trouble);
                     self.metrics.unavailable();
-                    Answer::Unavailable
+                    // The others of a batch may have come later, and each has a time of its own.
+                    if let Some((_, request)) = self.deferred.pop_front()
+                        && let Some(ticket) = request.ticket()
+                    {
+                        outlet.send(ticket, Answer::Unavailable);
+                    }
                 }
-            };
-            if let Some(ticket) = request.ticket() {
-                outlet.send(ticket, answer);
             }
         }
     }
@@ -250,6 +284,9 @@ impl Store {
         let rows =
             self.database.read(|connection| rows::above(connection, &self.dir, last, limits::INDEX_SLICE))?;
         let full = rows.len() == limits::INDEX_SLICE;
+        if full && self.index.last().is_none() {
+            self.index.reserve(self.database.read(rows::count)?);
+        }
         self.index.extend(&rows, full);
         if self.index.merge() {
             info!(paths = self.index.len(), "indexed the store's paths");
@@ -287,17 +324,27 @@ impl Store {
         }
     }
 
-    fn attempt(&mut self, request: &Request) -> Result<Answer, Trouble> {
-        match request {
-            Request::Refresh { .. } => self.refresh().map(Answer::Refreshed),
-            Request::Info { hash, .. } => {
-                let info = self.info(hash)?;
-                Ok(Answer::Info { hash: *hash, epoch: self.snapshot.epoch(), info })
-            }
-            Request::Realisation { id, .. } => self.realisation(id).map(Answer::Document),
-            Request::Deriver { hash, .. } => self.deriver(hash).map(Answer::Deriver),
-            Request::Computed { .. } | Request::Keys(_) | Request::Quarantine(_) => Ok(Answer::Unavailable),
+    /// Tries the questions at the front that can be read together: how many they are, and their answers, if it had any.
+    fn attempt(&mut self) -> (usize, Result<Vec<Answer>, Trouble>) {
+        let hashes: Vec<StorePathHash> =
+            self.deferred.iter().take(limits::INFO_BATCH).map_while(|(_, request)| request.path()).collect();
+        if !hashes.is_empty() {
+            return (hashes.len(), self.infos(&hashes));
         }
+        let answer = match self.deferred.front() {
+            Some((_, Request::Refresh { .. })) => self.refresh().map(Answer::Refreshed),
+            Some((_, Request::Realisation { id, .. })) => {
+                let id = id.clone();
+                self.realisation(&id).map(Answer::Document)
+            }
+            Some((_, Request::Deriver { hash, .. })) => {
+                let hash = *hash;
+                self.deriver(&hash).map(Answer::Deriver)
+            }
+            // No questions; nobody waits for an answer.
+            _ => Ok(Answer::Unavailable),
+        };
+        (1, answer.map(|answer| vec![answer]))
     }
 
     /// Brings the index up to date and publishes it, if anything was committed since the last time.
@@ -339,36 +386,44 @@ impl Store {
         std::mem::replace(&mut self.snapshot, next).retire();
     }
 
-    fn info(&mut self, hash: &StorePathHash) -> Result<Info, Trouble> {
-        self.metrics.queried(Query::Info);
-        let id = self.index.find(hash);
+    /// What is to be served of these paths, read in one transaction.
+    fn infos(&mut self, hashes: &[StorePathHash]) -> Result<Vec<Answer>, Trouble> {
+        let (dir, index, rendered) = (&self.dir, &self.index, &self.rendered);
         let found = self.database.read(|connection| {
-            let Some(row) = find_row(connection, &self.dir, id, hash)? else { return Ok(None) };
-            let unchanged = self.rendered.has(&row);
-            let references = if unchanged { Vec::new() } else { rows::references(connection, row.id)? };
-            Ok(Some((row, references, unchanged)))
+            let find = |hash| Found::read(connection, dir, hash, index.find(hash), rendered);
+            hashes.iter().map(find).collect::<Result<Vec<_>, _>>()
         })?;
-        let Some((row, references, unchanged)) = found else {
+        let epoch = self.snapshot.epoch();
+        let answer = |(&hash, found)| {
+            self.metrics.queried(Query::Info);
+            Answer::Info { hash, epoch, info: self.info(&hash, found) }
+        };
+        Ok(hashes.iter().zip(found).map(answer).collect())
+    }
+
+    fn info(&mut self, hash: &StorePathHash, found: Option<Found>) -> Info {
+        let id = self.index.find(hash);
+        let Some(Found { row, references, unchanged }) = found else {
             if id.is_some() {
                 self.index.forget(*hash);
             }
-            return Ok(Info::Absent);
+            return Info::Absent;
         };
         if id != Some(row.id) {
             self.index.learn(*hash, row.id);
         }
         if self.is_quarantined(hash, &row) {
-            return Ok(Info::Absent);
+            return Info::Absent;
         }
         if unchanged && let Some(served) = self.rendered.confirm(&row, self.snapshot.epoch()) {
-            return Ok(Info::Served(served));
+            return Info::Served(served);
         }
-        Ok(self.render(hash, row, &references).unwrap_or_else(|(path, malformed)| {
+        self.render(hash, row, &references).unwrap_or_else(|(path, malformed)| {
             self.warn(format_args!(
                 "not serving {path}, whose row in the database is malformed: {malformed}"
             ));
             Info::Absent
-        }))
+        })
     }
 
     fn render(
@@ -452,9 +507,16 @@ impl Store {
 
     fn complain(&mut self, trouble: &Trouble) {
         match trouble {
-            Trouble::Busy => self.warn(
-                "the Nix database has been locked for too long; or this user may not read the -wal and -shm beside it",
-            ),
+            Trouble::Busy => match self.database.journal().map(Path::to_owned) {
+                Some(journal) => self.warn(format_args!(
+                    "the Nix database has been locked for too long; if nothing writes to it, a writer died and left {}, \
+                     which Nix rolls back when it next writes, as with `nix-store --verify`",
+                    journal.display()
+                )),
+                None => self.warn(
+                    "the Nix database has been locked for too long; or this user may not read the -wal and -shm beside it",
+                ),
+            },
             Trouble::Unreadable(error) => self.warn(with_causes(error)),
         }
     }
@@ -477,6 +539,38 @@ impl Request {
             | Self::Deriver { ticket, .. } => Some(*ticket),
             Self::Computed { .. } | Self::Keys(_) | Self::Quarantine(_) => None,
         }
+    }
+
+    /// The path that is asked for.
+    fn path(&self) -> Option<StorePathHash> {
+        match self {
+            Self::Info { hash, .. } => Some(*hash),
+            _ => None,
+        }
+    }
+}
+
+/// What the database has of a path.
+struct Found {
+    row: Row,
+    /// Full paths; none where the row is unchanged.
+    references: Vec<String>,
+    /// Whether it was rendered as it is, so that its references need not be read.
+    unchanged: bool,
+}
+
+impl Found {
+    fn read(
+        connection: &rusqlite::Connection,
+        dir: &StoreDir,
+        hash: &StorePathHash,
+        id: Option<i64>,
+        rendered: &Rendered,
+    ) -> rusqlite::Result<Option<Self>> {
+        let Some(row) = find_row(connection, dir, id, hash)? else { return Ok(None) };
+        let unchanged = rendered.has(&row);
+        let references = if unchanged { Vec::new() } else { rows::references(connection, row.id)? };
+        Ok(Some(Self { row, references, unchanged }))
     }
 }
 

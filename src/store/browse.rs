@@ -178,7 +178,7 @@ impl Browser {
     /// The size of all NARs. Added up anew when the database has changed, and so seldom that a store where it takes long
     /// spends a twentieth of its time on it.
     fn nar_bytes(&mut self) -> Result<u64, Trouble> {
-        const SQL: &str = "SELECT max(id), sum(narSize), count(*) FROM \
+        const SQL: &str = "SELECT max(id), CAST(sum(narSize) AS INTEGER), count(*) FROM \
                            (SELECT id, narSize FROM ValidPaths WHERE id > ?1 ORDER BY id LIMIT ?2)";
         let mark = self.database.look()?;
         if let Some(total) = self.total
@@ -343,9 +343,8 @@ fn neighbours(
     limit: usize,
 ) -> rusqlite::Result<Vec<Neighbour>> {
     let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map((id, limit as i64), |row| {
-        Ok((rows::text(row, 0)?, row.get_ref(1)?.as_i64_or_null().ok().flatten()))
-    })?;
+    let rows =
+        statement.query_map((id, limit as i64), |row| Ok((rows::text(row, 0)?, rows::number(row, 1)?)))?;
     let mut found = Vec::new();
     for row in rows {
         let (path, size) = row?;
@@ -368,7 +367,7 @@ fn referrer_count(connection: &Connection, id: i64) -> rusqlite::Result<usize> {
 fn closure(connection: &Connection, id: i64) -> rusqlite::Result<(usize, u64)> {
     const SQL: &str = "WITH RECURSIVE closure(id) AS (\
                        SELECT ?1 UNION SELECT reference FROM Refs JOIN closure ON referrer = closure.id LIMIT ?2) \
-                       SELECT count(*), sum(narSize) FROM closure JOIN ValidPaths USING (id)";
+                       SELECT count(*), CAST(sum(narSize) AS INTEGER) FROM closure JOIN ValidPaths USING (id)";
     let limit = limits::CLOSURE_PATHS as i64;
     connection.prepare_cached(SQL)?.query_row((id, limit), |row| {
         let (count, bytes) = (row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?);

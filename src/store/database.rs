@@ -11,12 +11,13 @@
 //! **The look.** In WAL mode the header of the WAL index moves with every commit, and is in memory; else
 //! `PRAGMA data_version` does, on a connection that stays open. Both are blind on an immutable connection and to a
 //! file that was replaced, so each look also compares the file's identity, and any change of that opens the file anew.
+//! In WAL mode the identity is asked of the file itself where the system can hold one: see [`Held`].
 //!
-//! The database file is never opened but through SQLite: closing a descriptor of one's own would drop every
-//! POSIX lock that this process's connections hold on it.
+//! The database file is never opened to be read but through SQLite: closing such a descriptor of one's own would drop
+//! every POSIX lock that this process's connections hold on it.
 
 use std::ffi::OsString;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -24,10 +25,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::StoreError;
-use crate::io::wal_index;
+use crate::io::{files, wal_index};
 use crate::limits;
 
 /// Why the database gave no answer just now.
@@ -93,9 +95,28 @@ struct Link {
     opening: u64,
     /// It works, but another rung would be better and may be free at the next use.
     provisional: bool,
+    /// What says that the identity is still the same.
+    held: Option<Held>,
 }
 
 impl Link {
+    /// Whether the names still stand for the files that were opened, as far as that shows without looking at them.
+    fn stands(&self) -> bool {
+        self.held.as_ref().is_some_and(Held::stands)
+    }
+
+    /// The files by their names are what was opened: they are held on to where that will be of use.
+    fn hold(&mut self, path: &Path, wal: &Path) {
+        if !self.has_wal || self.provisional {
+            return;
+        }
+        self.held = match self.held.take() {
+            // Looked up by name just now, which is all that it lacked.
+            Some(held) if held.unchanged() => Some(Held { named: Instant::now(), ..held }),
+            _ => Held::new(path, wal, &self.identity),
+        };
+    }
+
     /// Costs no call of the system in WAL mode.
     fn version(&self) -> rusqlite::Result<Version> {
         if self.immutable {
@@ -169,14 +190,29 @@ impl Database {
         }
     }
 
+    /// The rollback journal, if there is one with something in it: a transaction under way, or one whose writer died.
+    pub(super) fn journal(&self) -> Option<&Path> {
+        let has_content = fs::metadata(&self.journal).is_ok_and(|metadata| metadata.size() > 0);
+        has_content.then_some(&*self.journal)
+    }
+
     /// Whether the connection in use is an immutable one.
     #[cfg(test)]
     pub(super) fn is_immutable(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.immutable)
     }
 
+    /// Whether the files are held on to.
+    #[cfg(test)]
+    pub(super) fn is_held(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.held.is_some())
+    }
+
     /// The connection to the file that is there now.
     fn link(&mut self) -> Result<&Link, Trouble> {
+        if let Some(link) = self.link.take_if(|link| link.stands()) {
+            return Ok(self.link.insert(link));
+        }
         let identity = match self.identity() {
             Ok(identity) => identity,
             Err(trouble) => {
@@ -184,13 +220,14 @@ impl Database {
                 return Err(trouble);
             }
         };
-        let link = match self.link.take() {
+        let mut link = match self.link.take() {
             Some(link) if link.identity == identity && !link.provisional => link,
             old => {
                 drop(old);
                 self.open(identity)?
             }
         };
+        link.hold(&self.path, &self.wal);
         Ok(self.link.insert(link))
     }
 
@@ -215,6 +252,7 @@ impl Database {
         let open = || {
             let connection = Connection::open_with_flags(&self.path, flags)?;
             connection.busy_timeout(Duration::ZERO)?;
+            keep_plans(&connection)?;
             data_version(&connection)?;
             let has_wal = connection.pragma_query_value(None, "journal_mode", |row| {
                 Ok(row.get_ref(0)?.as_str()?.eq_ignore_ascii_case("wal"))
@@ -235,19 +273,20 @@ impl Database {
             identity,
             opening: self.openings,
             provisional: false,
+            held: None,
         })
     }
 
     fn open_immutable(&self, before: Identity) -> Result<Link, Trouble> {
         // A journal with content is a transaction to be rolled back, by a writer. Without locks and without
         // that, what is in the file is not a database.
-        let journal = fs::metadata(&self.journal).map_or(0, |metadata| metadata.size());
-        if before.wal == Wal::Frames || journal > 0 || !before.is_quiet() {
+        if before.wal == Wal::Frames || self.journal().is_some() || !is_quiet(before.modified) {
             return Err(Trouble::Busy);
         }
         let flags =
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let connection = Connection::open_with_flags(immutable_uri(&self.path), flags)
+            .and_then(|connection| keep_plans(&connection).map(|()| connection))
             .map_err(|error| self.trouble(error))?;
         if self.identity()? != before {
             return Err(Trouble::Busy);
@@ -259,6 +298,7 @@ impl Database {
             identity: before,
             opening: self.openings,
             provisional: false,
+            held: None,
         })
     }
 
@@ -266,6 +306,7 @@ impl Database {
         Identity::read(&self.path, &self.wal).map_err(|source| {
             Trouble::Unreadable(match source.kind() {
                 io::ErrorKind::NotFound => StoreError::NoDatabase { path: self.path.clone() },
+                io::ErrorKind::InvalidInput => StoreError::NotAFile { path: self.path.clone() },
                 _ => StoreError::File { path: self.path.clone(), source },
             })
         })
@@ -291,9 +332,86 @@ impl Database {
     }
 }
 
+/// The database and its log, held on to: asked what they are by descriptor, which takes a third of the time that their
+/// names take to be looked up. A look is made in each turn of a worker, and was an eighth of what a narinfo costs.
+///
+/// What a name stands for changes with the file: one that is renamed, or that another is renamed over, or that is
+/// removed, has another number of links or another time of change. What the file cannot tell is that a folder above
+/// was renamed, or a file system mounted there: for that, the names are looked up every
+/// [`limits::DATABASE_BY_NAME`]. Symbolic links are never held on to.
+struct Held {
+    file: File,
+    was: FileState,
+    wal: File,
+    wal_was: WalState,
+    /// When the names were last looked up.
+    named: Instant,
+}
+
+/// What of the database file changes with any change of its name or its contents.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileState {
+    links: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// Of the log it matters whether it is there and whether it is empty; what it holds, the WAL index says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct WalState {
+    links: u64,
+    empty: bool,
+}
+
+impl Held {
+    /// Holds on to the files, if they are those of `identity`, and the database was left alone for so long that its next
+    /// change must show in its times.
+    fn new(path: &Path, wal: &Path, identity: &Identity) -> Option<Self> {
+        let (file, wal) = (files::hold(path).ok()?, files::hold(wal).ok()?);
+        let (metadata, wal_metadata) = (file.metadata().ok()?, wal.metadata().ok()?);
+        let now = Identity::of(&metadata, Some(&wal_metadata));
+        let was = FileState::of(&metadata);
+        let held = Self { file, was, wal, wal_was: WalState::of(&wal_metadata), named: Instant::now() };
+        (now == *identity && was.links > 0 && is_quiet(was.changed)).then_some(held)
+    }
+
+    fn stands(&self) -> bool {
+        self.named.elapsed() < limits::DATABASE_BY_NAME && self.unchanged()
+    }
+
+    fn unchanged(&self) -> bool {
+        self.file.metadata().is_ok_and(|metadata| FileState::of(&metadata) == self.was)
+            && self.wal.metadata().is_ok_and(|metadata| WalState::of(&metadata) == self.wal_was)
+    }
+}
+
+impl FileState {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            links: metadata.nlink(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+impl WalState {
+    fn of(metadata: &Metadata) -> Self {
+        Self { links: metadata.nlink(), empty: metadata.size() == 0 }
+    }
+}
+
 /// Whether a plain open failed for want of a `-wal` and `-shm` that this user may not make.
 fn needs_immutable(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen))
+}
+
+/// Has a statement that was prepared once stay as it is. Else SQLite plans some anew for each value that is bound, in
+/// case its statistics advise another way: a tenth of what a path costs that is asked for the first time.
+fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
@@ -331,9 +449,11 @@ struct FileId {
 struct Identity {
     file: FileId,
     size: u64,
-    modified_s: i64,
-    modified_ns: i64,
+    /// In seconds since 1970, and nanoseconds.
+    modified: (i64, i64),
     wal: Wal,
+    /// A log that was removed and made anew is not the one that an open connection reads.
+    wal_file: Option<FileId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,26 +465,46 @@ enum Wal {
 
 impl Identity {
     fn read(path: &Path, wal: &Path) -> io::Result<Self> {
-        let wal = match fs::metadata(wal).as_ref().map(Metadata::size) {
-            Err(_) => Wal::Absent,
-            Ok(0) => Wal::Empty,
-            Ok(_) => Wal::Frames,
-        };
+        let wal = fs::metadata(wal).ok();
         let metadata = fs::metadata(path)?;
-        Ok(Self {
-            file: FileId { device: metadata.dev(), inode: metadata.ino() },
-            size: metadata.size(),
-            modified_s: metadata.mtime(),
-            modified_ns: metadata.mtime_nsec(),
-            wal,
-        })
+        if !metadata.is_file() {
+            // To open a fifo would wait for whoever writes to it.
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        Ok(Self::of(&metadata, wal.as_ref()))
     }
 
-    /// Whether the file was left alone for long enough that the next write must show in its time.
-    fn is_quiet(&self) -> bool {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
-        let modified = i128::from(self.modified_s) * 1_000_000_000 + i128::from(self.modified_ns);
-        now.abs_diff(modified) >= limits::DATABASE_QUIET.as_nanos()
+    fn of(metadata: &Metadata, wal: Option<&Metadata>) -> Self {
+        Self {
+            file: FileId::of(metadata),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            wal: Wal::of(wal),
+            wal_file: wal.map(FileId::of),
+        }
     }
+}
+
+impl FileId {
+    fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+impl Wal {
+    fn of(metadata: Option<&Metadata>) -> Self {
+        match metadata.map(Metadata::size) {
+            None => Self::Absent,
+            Some(0) => Self::Empty,
+            Some(_) => Self::Frames,
+        }
+    }
+}
+
+/// Whether a file's time, in seconds and nanoseconds since 1970, is so long ago that the next change must show in it.
+fn is_quiet((seconds, nanoseconds): (i64, i64)) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
+    let then = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+    now.abs_diff(then) >= limits::DATABASE_QUIET.as_nanos()
 }

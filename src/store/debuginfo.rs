@@ -11,12 +11,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::{AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
 use super::Settings;
 use super::database::{Database, Mark, Trouble};
+use super::rows;
 use super::serve::{self, ServeError};
 use crate::formats::store_path::{StoreDir, StorePath};
 use crate::limits;
@@ -24,6 +24,9 @@ use crate::mailbox::{Receiver, Silence};
 
 /// The longest build id, in bytes: linkers make 8, 16, 20 or 32.
 const LONGEST: usize = 32;
+
+/// What paths with debug symbols are called, as SQLite's `GLOB` has it.
+const NAMES: &str = "*-debug";
 
 /// Where debug symbols lie in a path.
 const FOLDER: [&str; 3] = ["lib", "debug", ".build-id"];
@@ -109,6 +112,8 @@ pub struct Watcher {
     last: i64,
     /// The rows of the valid paths that may have symbols.
     rows: BTreeMap<i64, StorePath>,
+    /// Paths that could not be read, which was said of each.
+    failed: BTreeSet<StorePath>,
 }
 
 impl Watcher {
@@ -123,6 +128,7 @@ impl Watcher {
             mark: None,
             last: 0,
             rows: BTreeMap::new(),
+            failed: BTreeSet::new(),
         }
     }
 
@@ -158,75 +164,64 @@ impl Watcher {
         if valid.iter().copied().eq(&self.index.paths) {
             return;
         }
-        let index = Arc::new(self.index.renewed(&valid, |path| self.scan(path)));
+        // What cannot be read is tried again whenever the database has changed, and said once.
+        let mut failed = BTreeSet::new();
+        let index = Arc::new(self.index.renewed(&valid, |path| match scan(&self.real_store, path) {
+            Ok(ids) => Some(ids),
+            Err(error) => {
+                if !self.failed.contains(path) {
+                    tracing::warn!(%path, %error, source = %error.source, "no debug symbols from this path");
+                }
+                failed.insert(path.clone());
+                None
+            }
+        }));
+        if index.is_full && !self.index.is_full {
+            tracing::warn!(limit = limits::DEBUG_IDS, "too many debug symbols; some are not found");
+        }
+        self.failed = failed;
         self.index = Arc::clone(&index);
         self.catalogue.replace(index);
     }
 
     /// Brings `rows` up to date: drops those that are gone, and adds the new ones.
     fn read_rows(&mut self) -> Result<(), Trouble> {
-        let Self { store_dir, database, rows, last, .. } = self;
+        let Self { store_dir, database, rows: known, last, .. } = self;
         let gone: Vec<i64> = database.read(|connection| {
             let mut gone = Vec::new();
-            for (id, path) in rows.iter() {
+            for (id, path) in known.iter() {
                 let full = store_dir.display(path).to_string();
-                if row(connection, *id)?.as_deref() != Some(&*full) {
+                if rows::by_id(connection, *id)?.is_none_or(|row| row.path != full) {
                     gone.push(*id);
                 }
             }
             Ok(gone)
         })?;
         // In order, as the rows are: a collection may take very many at once.
-        rows.retain(|id, _| gone.binary_search(id).is_err());
-        let newest = database.read(newest)?;
+        known.retain(|id, _| gone.binary_search(id).is_err());
+        let newest = database.read(rows::newest)?;
         // Piece by piece: where the journal is no WAL, no writer can commit while one is read.
         while *last < newest {
             let until = last.saturating_add(limits::DEBUG_ROWS).min(newest);
-            for (id, full) in database.read(|connection| candidates(connection, *last, until))? {
+            for (id, full) in database.read(|connection| rows::matching(connection, NAMES, *last, until))? {
                 if let Ok(path) = store_dir.parse(&full) {
-                    rows.insert(id, path);
+                    known.insert(id, path);
                 }
             }
             *last = until;
         }
         Ok(())
     }
-
-    /// The symbols of one path. What cannot be read has none: it is said once, as the path is not looked at
-    /// again.
-    fn scan(&self, path: &StorePath) -> Vec<BuildId> {
-        scan(&self.real_store, path).unwrap_or_else(|error| {
-            tracing::warn!(%path, %error, source = %error.source, "no debug symbols from this path");
-            Vec::new()
-        })
-    }
-}
-
-/// The highest row id.
-fn newest(connection: &Connection) -> rusqlite::Result<i64> {
-    let newest: Option<i64> = connection.query_row("SELECT max(id) FROM ValidPaths", [], |row| row.get(0))?;
-    Ok(newest.unwrap_or(0))
-}
-
-/// The full path of a row.
-fn row(connection: &Connection, id: i64) -> rusqlite::Result<Option<String>> {
-    let mut statement = connection.prepare_cached("SELECT path FROM ValidPaths WHERE id = ?1")?;
-    statement.query_row([id], |row| row.get(0)).optional()
-}
-
-/// The rows above `last` and up to `until` whose paths may have symbols: id and full path.
-fn candidates(connection: &Connection, last: i64, until: i64) -> rusqlite::Result<Vec<(i64, String)>> {
-    const SQL: &str = "SELECT id, path FROM ValidPaths WHERE id > ?1 AND id <= ?2 AND path GLOB '*-debug'";
-    let mut statement = connection.prepare_cached(SQL)?;
-    statement.query_map([last, until], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Build ids in order, each with the place of its path.
 #[derive(Clone, Debug, Default)]
 struct Index {
     ids: Vec<(BuildId, u32)>,
-    /// In order; those without symbols too, so that they are looked through only once.
+    /// Those that were looked through, in order; without symbols too, so that it is done only once.
     paths: Vec<StorePath>,
+    /// There was no room for the symbols of some path, which is not among `paths`.
+    is_full: bool,
 }
 
 impl Index {
@@ -236,30 +231,36 @@ impl Index {
         (found == id).then(|| &self.paths[*path as usize])
     }
 
-    /// The index of the paths `valid`, where `scan` gives the ids of those that are new.
+    /// The index of the paths `valid`, where `scan` gives the ids of those that are new, or `None` where it cannot. A path
+    /// that cannot be looked through, or for which there is no room, is left out, and so is new again the next time.
     fn renewed(
         &self,
         valid: &BTreeSet<&StorePath>,
-        mut scan: impl FnMut(&StorePath) -> Vec<BuildId>,
+        mut scan: impl FnMut(&StorePath) -> Option<Vec<BuildId>>,
     ) -> Self {
-        let paths: Vec<StorePath> = valid.iter().map(|path| (*path).clone()).collect();
-        let places: Vec<Option<u32>> =
-            self.paths.iter().map(|path| paths.binary_search(path).ok().map(|place| place as u32)).collect();
-        let mut ids: Vec<(BuildId, u32)> =
-            self.ids.iter().filter_map(|(id, old)| Some((*id, places[*old as usize]?))).collect();
-        for (place, path) in paths.iter().enumerate() {
-            if self.paths.binary_search(path).is_ok() {
-                continue;
+        let is_valid: Vec<bool> = self.paths.iter().map(|path| valid.contains(path)).collect();
+        let kept = || self.ids.iter().filter(|(_, old)| is_valid[*old as usize]);
+        let (mut room, mut is_full) = (limits::DEBUG_IDS - kept().count(), false);
+        let mut paths = Vec::with_capacity(valid.len());
+        let mut ids = Vec::new();
+        for path in valid {
+            if self.paths.binary_search(path).is_err() {
+                // Once there was no room for one, the others wait too: each would be looked through in vain.
+                let Some(found) = (!is_full).then(|| scan(path)).flatten() else { continue };
+                if found.len() > room {
+                    is_full = true;
+                    continue;
+                }
+                room -= found.len();
+                ids.extend(found.into_iter().map(|id| (id, paths.len() as u32)));
             }
-            ids.extend(scan(path).into_iter().map(|id| (id, place as u32)));
-            if ids.len() > limits::DEBUG_IDS {
-                tracing::warn!(limit = limits::DEBUG_IDS, "too many debug symbols; some are not found");
-                ids.truncate(limits::DEBUG_IDS);
-                break;
-            }
+            paths.push((*path).clone());
         }
+        let place =
+            |old: &u32| paths.binary_search(&self.paths[*old as usize]).ok().map(|place| place as u32);
+        ids.extend(kept().filter_map(|(id, old)| Some((*id, place(old)?))));
         ids.sort_unstable();
-        Self { ids, paths }
+        Self { ids, paths, is_full }
     }
 }
 
@@ -440,6 +441,45 @@ mod tests {
         assert!(find(&catalogue, ID).is_some() && find(&catalogue, "aabbcc").is_some());
     }
 
+    /// SQLite lets a column hold anything.
+    #[test]
+    fn an_odd_row_hides_no_other() {
+        let store = Store::new();
+        let path = store.add("hello-debug", &[ID]);
+        let connection = rusqlite::Connection::open(&store.settings.database).unwrap();
+        let sql = "INSERT INTO ValidPaths (path, hash, registrationTime) VALUES (?1, '', 0)";
+        connection.execute(sql, [b"\xff-debug".as_slice()]).unwrap();
+        drop(connection);
+        let catalogue = Catalogue::default();
+        let mut watcher = Watcher::new(&store.settings, catalogue.clone());
+        watcher.refresh();
+        assert_eq!(find(&catalogue, ID).as_ref(), Some(&path));
+    }
+
+    #[test]
+    fn what_could_not_be_looked_through_is_looked_through_later() {
+        let [first, second, third] = [0, 4, 8].map(numbered);
+        let paths = BTreeSet::from([&first, &second, &third]);
+        let index = Index::default().renewed(&paths, |path| (*path != second).then(|| ids_of(path)));
+        assert_eq!(index.paths, [first.clone(), third.clone()]);
+        let index = index.renewed(&paths, |path| Some(ids_of(path)));
+        assert_eq!(index.paths, [first.clone(), second.clone(), third.clone()]);
+
+        // More than there is room for: all of a path's, or none.
+        let id = |number: usize| BuildId::parse(format!("{number:08x}").as_bytes()).unwrap();
+        let many = |path: &StorePath| {
+            let start = if *path == first { 0 } else { limits::DEBUG_IDS };
+            Some((start..start + limits::DEBUG_IDS / 2 + 1).map(id).collect::<Vec<_>>())
+        };
+        let paths = BTreeSet::from([&first, &second]);
+        let full = Index::default().renewed(&paths, many);
+        assert!(full.is_full && full.paths == [first.clone()]);
+        assert_eq!((full.find(&id(0)), full.find(&id(limits::DEBUG_IDS))), (Some(&first), None));
+        let room = full.renewed(&BTreeSet::from([&second]), many);
+        assert!(!room.is_full);
+        assert_eq!((room.find(&id(0)), room.find(&id(limits::DEBUG_IDS))), (None, Some(&second)));
+    }
+
     #[test]
     fn links_are_not_symbols_and_lead_nowhere() {
         let folder = tempfile::tempdir().unwrap();
@@ -508,8 +548,8 @@ mod tests {
             for step in &steps {
                 let valid: Vec<StorePath> = step.iter().map(|number| numbered(*number)).collect();
                 let valid: BTreeSet<&StorePath> = valid.iter().collect();
-                index = index.renewed(&valid, ids_of);
-                let whole = Index::default().renewed(&valid, ids_of);
+                index = index.renewed(&valid, |path| Some(ids_of(path)));
+                let whole = Index::default().renewed(&valid, |path| Some(ids_of(path)));
                 prop_assert_eq!(&index.ids, &whole.ids);
                 prop_assert_eq!(&index.paths, &whole.paths);
             }

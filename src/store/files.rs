@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Settings;
 use super::debuginfo::{BuildId, Catalogue};
-use super::logs::{self, Decoders, LogBody, LogError, LogName, LogReader};
+use super::logs::{self, Decoders, Encode, LogBody, LogError, LogName, LogReader};
 use super::serve::{self, ServeAnswer, ServeError, Walk};
 use crate::formats::store_path::StorePath;
 use crate::limits;
@@ -21,6 +21,8 @@ pub enum Request {
         ticket: Ticket,
         /// Which log.
         name: LogName,
+        /// Encoded, where it is large.
+        encoded: bool,
     },
     /// Decode the next piece of a packed log.
     ReadLog {
@@ -35,6 +37,13 @@ pub enum Request {
         ticket: Ticket,
         /// Where to.
         walk: Walk,
+    },
+    /// Encode a document.
+    Encode {
+        /// Who asks.
+        ticket: Ticket,
+        /// The document.
+        plain: Bytes,
     },
     /// Find the debug symbols of a build.
     DebugInfo {
@@ -54,6 +63,8 @@ pub enum Answer {
     LogPart(LogPart),
     /// What was found inside a store path.
     Served(Result<ServeAnswer, ServeError>),
+    /// The document, encoded; `None` where there is no memory for it.
+    Encoded(Option<Bytes>),
     /// Which path has the debug symbols, if any; whether it is still valid, the asker knows.
     DebugInfo(Option<StorePath>),
 }
@@ -80,12 +91,13 @@ pub struct Files {
     settings: Settings,
     catalogue: Catalogue,
     decoders: Decoders,
+    encode: Encode,
 }
 
 impl Files {
-    /// An actor for the store of `settings`, with the debug symbols of `catalogue`.
-    pub fn new(settings: Settings, catalogue: Catalogue) -> Self {
-        Self { settings, catalogue, decoders: Decoders::default() }
+    /// An actor for the store of `settings`, with the debug symbols of `catalogue`. Documents are encoded by `encode`.
+    pub fn new(settings: Settings, catalogue: Catalogue, encode: Encode) -> Self {
+        Self { settings, catalogue, decoders: Decoders::default(), encode }
     }
 
     /// Answers requests until every sender is gone. Several threads may run clones on one mailbox.
@@ -98,8 +110,12 @@ impl Files {
     /// Answers one request.
     pub fn handle(&self, request: Request, outlet: &Outlet<Answer>) {
         let (ticket, answer) = match request {
-            Request::Log { ticket, name } => {
-                (ticket, Answer::Log(logs::find(&self.settings.log_dir, &name, &self.decoders)))
+            Request::Log { ticket, name, encoded } => {
+                let encode = encoded.then_some(self.encode);
+                (ticket, Answer::Log(logs::find(&self.settings.log_dir, &name, &self.decoders, encode)))
+            }
+            Request::Encode { ticket, plain } => {
+                (ticket, Answer::Encoded((self.encode)(&plain).map(Bytes::from)))
             }
             Request::ReadLog { ticket, reader } => (ticket, Answer::LogPart(read(reader))),
             Request::Serve { ticket, walk } => {
@@ -115,9 +131,10 @@ impl Files {
 }
 
 fn read(mut reader: LogReader) -> LogPart {
-    match reader.read() {
-        Ok(bytes) if bytes.len() < limits::LOG_PART => LogPart::Last(bytes),
-        Ok(bytes) => LogPart::More { bytes, reader },
+    let part = reader.read().and_then(|part| Ok((part.len(), reader.encoded(part)?)));
+    match part {
+        Ok((len, bytes)) if len < limits::LOG_PART => LogPart::Last(bytes),
+        Ok((_, bytes)) => LogPart::More { bytes, reader },
         Err(error) => LogPart::Failed(error),
     }
 }

@@ -143,12 +143,22 @@ impl Index {
         *self = Self::default();
     }
 
+    /// Makes room for so many paths, before the first of them is read: a table that grows while a million are read is
+    /// copied five times, the last time for longer than a question should wait.
+    pub(super) fn reserve(&mut self, len: usize) {
+        if self.len() == 0 {
+            self.delta = Arc::new(Table::with_room_for(len));
+        }
+    }
+
     /// Merges the small table into the large one if it has grown enough. Returns whether it did.
     pub(super) fn merge(&mut self) -> bool {
         let due = self.complete && self.delta.len > limits::INDEX_DELTA;
         if due {
-            self.base = Arc::new(Table::merged(&self.base, &self.delta));
-            self.delta = Arc::default();
+            // What was read into a table of its size becomes the large one as it is.
+            let fits = self.base.len == 0 && self.delta.fits();
+            let delta = std::mem::take(&mut self.delta);
+            self.base = if fits { delta } else { Arc::new(Table::merged(&self.base, &delta)) };
         }
         due
     }
@@ -197,6 +207,11 @@ struct Table {
 impl Table {
     fn with_room_for(len: usize) -> Self {
         Self { places: vec![FREE; len + len / 2 + 2].into_boxed_slice(), len: 0 }
+    }
+
+    /// Whether it takes about as much memory as what is in it needs.
+    fn fits(&self) -> bool {
+        self.places.len() <= self.len * 2
     }
 
     fn get(&self, hash: &StorePathHash) -> Option<u32> {
@@ -312,6 +327,28 @@ mod tests {
         let mut index = Index::default();
         index.extend(&[(i64::from(u32::MAX), Some(hash(1)))], false);
         assert!(!index.snapshot(1, &none()).complete());
+    }
+
+    #[test]
+    fn what_was_read_into_room_made_for_it_is_not_copied() {
+        let count = limits::INDEX_DELTA + 100;
+        let rows: Vec<_> = (1..=count as i64).map(|id| (id, Some(hash(id as u64)))).collect();
+        let mut index = Index::default();
+        index.reserve(count);
+        let places = index.delta.places.as_ptr();
+        for (number, slice) in rows.chunks(100).enumerate() {
+            index.extend(slice, (number + 1) * 100 < count);
+        }
+        assert!(index.merge());
+        assert_eq!(index.base.places.as_ptr(), places);
+        assert!(rows.iter().all(|&(id, hash)| index.find(&hash.unwrap()) == Some(id)));
+        assert_eq!((index.len(), index.delta.len), (count, 0));
+        // Room for ten times as many is not kept.
+        let mut index = Index::default();
+        index.reserve(10 * count);
+        index.extend(&rows, false);
+        assert!(index.merge() && index.base.fits());
+        assert_eq!(index.len(), count);
     }
 
     proptest! {

@@ -23,6 +23,15 @@ use crate::metrics::{KeepMetrics, Kept};
 /// Where in the folder of roots those of served paths are.
 const SERVED: &str = "served";
 
+/// Nobody sets days and means hours: whoever sees that a path is asked for tells of it once in each of UTC, and its link
+/// is made or renewed then.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The number of a time's day in UTC, counted from 1970; 0 for a time before.
+fn day(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / DAY.as_secs())
+}
+
 /// A path was asked for.
 #[derive(Debug)]
 pub struct Request {
@@ -83,11 +92,12 @@ impl Keeper {
         }
     }
 
-    /// Makes the path's link, or renews it where it is older than a day.
+    /// Makes the path's link, or renews it where it is of another day. Who tells of a path does so once a day, by the
+    /// same days: a link that is younger than 24 hours would otherwise stay as it is for all of the next day.
     fn keep(&mut self, path: &StorePath, now: SystemTime) {
         let link = self.folder.join(path.as_str());
         let kept = match last_use(&link) {
-            Ok(used) if age(used, now) < limits::KEEP_RENEW => return,
+            Ok(used) if day(used) == day(now) => return,
             Ok(_) => renew(&link).map(|()| Kept::Renewed),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 symlink(self.store_dir.display(path).to_string(), &link).map(|()| Kept::Made)
@@ -108,8 +118,8 @@ impl Keeper {
 
     /// Removes the links of paths that nobody has asked for lately, and of those that are no more.
     fn sweep(&mut self, now: SystemTime) {
-        // Links are renewed once a day at most, so the last use may be a day younger than it says.
-        let limit = self.time + limits::KEEP_RENEW;
+        // Links are renewed once a day, so the last use may be as much younger than it says.
+        let limit = self.time + DAY;
         let expired = expire(&self.folder, |name, used| {
             age(used, now) >= limit || self.real_store.join(name).symlink_metadata().is_err()
         });
@@ -196,8 +206,6 @@ fn renew(link: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const DAY: Duration = Duration::from_secs(24 * 3600);
-
     struct Bench {
         _folder: tempfile::TempDir,
         roots: PathBuf,
@@ -238,14 +246,14 @@ mod tests {
 
         fn make_older(&self, path: &StorePath, by: Duration) {
             let used = last_use(&self.link(path)).expect("it is there") - by;
+            self.set_use(path, used);
+        }
+
+        fn set_use(&self, path: &StorePath, used: SystemTime) {
             let since = used.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
             let at = Timespec { tv_sec: since.as_secs() as i64, tv_nsec: 0 };
             let times = Timestamps { last_access: at, last_modification: at };
             utimensat(CWD, self.link(path), &times, AtFlags::SYMLINK_NOFOLLOW).expect("it is ours");
-        }
-
-        fn age(&self, path: &StorePath) -> Duration {
-            age(last_use(&self.link(path)).expect("it is there"), SystemTime::now())
         }
     }
 
@@ -256,13 +264,21 @@ mod tests {
         bench.keeper.keep(&path, SystemTime::now());
         let target = fs::read_link(bench.link(&path)).expect("it is a link");
         assert_eq!(target, Path::new(&bench.keeper.store_dir.display(&path).to_string()));
-        bench.make_older(&path, DAY / 2);
-        bench.keeper.keep(&path, SystemTime::now());
-        assert!(bench.age(&path) >= DAY / 2, "it is young enough");
-        bench.make_older(&path, DAY);
-        bench.keeper.keep(&path, SystemTime::now());
-        assert!(bench.age(&path) < DAY / 2, "it was renewed");
-        assert_eq!((bench.metrics.get(Kept::Made), bench.metrics.get(Kept::Renewed)), (1, 1));
+        // The last day's first and last second, and this day's first.
+        let midnight =
+            SystemTime::UNIX_EPOCH + DAY * u32::try_from(day(SystemTime::now())).expect("a day of ours");
+        let second = Duration::from_secs(1);
+        for (used, asked, is_renewed) in [
+            (midnight - DAY, midnight - second, false),
+            (midnight - second, midnight, true),
+            (midnight - DAY, midnight, true),
+        ] {
+            bench.set_use(&path, used);
+            bench.keeper.keep(&path, asked);
+            let is_same = last_use(&bench.link(&path)).expect("it is there") == used;
+            assert_eq!(!is_same, is_renewed, "used {used:?}, asked for {asked:?}");
+        }
+        assert_eq!((bench.metrics.get(Kept::Made), bench.metrics.get(Kept::Renewed)), (1, 2));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub enum LogName {
     Hash(StorePathHash),
 }
 
+/// Encodes a part of a document so that it stands alone; `None` where there is no memory for it.
+pub type Encode = fn(&[u8]) -> Option<Vec<u8>>;
+
 /// A log that was found.
 #[derive(Debug)]
 pub enum LogBody {
@@ -40,13 +43,16 @@ pub enum LogBody {
     },
     /// Packed, and so short that it is decoded already: nearly every log is. May be empty.
     Whole(Bytes),
-    /// Packed, longer than [`limits::LOG_PART`], and so of unknown length.
+    /// The same, encoded.
+    Encoded(Bytes),
+    /// Packed, longer than [`limits::LOG_PART`], and so of unknown length; or as it is, and to be encoded.
     Packed(LogReader),
 }
 
-/// A log that is decoded piece by piece. It holds a decoder's memory, about 4 MB.
+/// A log that is decoded piece by piece, or encoded. It holds a decoder's memory, about 4 MB.
 pub struct LogReader {
-    decoder: MultiBzDecoder<File>,
+    decoder: Box<dyn Read + Send>,
+    encode: Option<Encode>,
     path: PathBuf,
     /// The first piece, until it is asked for.
     first: Option<Bytes>,
@@ -94,21 +100,33 @@ pub enum LogError {
         /// What the decoder said.
         source: io::Error,
     },
+    /// There is no memory to encode it.
+    #[error("no memory to encode the build log {}", .path.display())]
+    NoMemory {
+        /// The file.
+        path: PathBuf,
+    },
     /// As many logs are being decoded as may be; this one can be asked for again.
     #[error("too many build logs are being read")]
     Busy,
 }
 
-/// Looks for a log in the log folder `log_dir`.
+/// Looks for a log in the log folder `log_dir`. One of [`limits::ENCODED_MIN`] or more bytes is encoded where `encode` is
+/// given.
 ///
 /// # Errors
 /// [`LogError`] when it may be there but cannot be read, or is damaged near its beginning.
-pub fn find(log_dir: &Path, name: &LogName, decoders: &Decoders) -> Result<Option<LogBody>, LogError> {
+pub fn find(
+    log_dir: &Path,
+    name: &LogName,
+    decoders: &Decoders,
+    encode: Option<Encode>,
+) -> Result<Option<LogBody>, LogError> {
     let drvs = log_dir.join("drvs");
     match name {
-        LogName::Derivation(path) => open_any(&drvs, path.as_str(), decoders),
+        LogName::Derivation(path) => open_any(&drvs, path.as_str(), decoders, encode),
         LogName::Hash(hash) => match find_name(&drvs, &hash.to_string())? {
-            Some(basename) => open_any(&drvs, &basename, decoders),
+            Some(basename) => open_any(&drvs, &basename, decoders, encode),
             None => Ok(None),
         },
     }
@@ -136,6 +154,25 @@ impl LogReader {
         }
     }
 
+    /// Whether its pieces are to be encoded.
+    pub fn is_encoded(&self) -> bool {
+        self.encode.is_some()
+    }
+
+    /// A piece as it is sent: encoded by itself, where that is wanted.
+    ///
+    /// # Errors
+    /// [`LogError::NoMemory`]
+    pub fn encoded(&self, part: Bytes) -> Result<Bytes, LogError> {
+        match self.encode.filter(|_| !part.is_empty()) {
+            None => Ok(part),
+            Some(encode) => match encode(&part) {
+                Some(encoded) => Ok(encoded.into()),
+                None => Err(LogError::NoMemory { path: self.path.clone() }),
+            },
+        }
+    }
+
     fn error(&self, source: io::Error) -> LogError {
         let path = self.path.clone();
         match source.raw_os_error() {
@@ -160,25 +197,48 @@ fn places(drvs: &Path, basename: &str) -> [[PathBuf; 2]; 2] {
 }
 
 /// Opens the log of the derivation `basename`.
-fn open_any(drvs: &Path, basename: &str, decoders: &Decoders) -> Result<Option<LogBody>, LogError> {
+fn open_any(
+    drvs: &Path,
+    basename: &str,
+    decoders: &Decoders,
+    encode: Option<Encode>,
+) -> Result<Option<LogBody>, LogError> {
     for [plain, packed] in places(drvs, basename) {
         if let Some((file, len)) = open(&plain)? {
+            if encode.is_some()
+                && len >= limits::ENCODED_MIN as u64
+                && let Some(turn) = decoders.turn()
+            {
+                let decoder = Box::new(file.take(len));
+                let reader = LogReader { decoder, encode, path: plain, first: None, _turn: turn };
+                return Ok(Some(LogBody::Packed(reader)));
+            }
             return Ok(Some(LogBody::Plain { file: Arc::new(file), len }));
         }
         if let Some((file, _)) = open(&packed)? {
-            return begin(file, packed, decoders).map(Some);
+            return begin(file, packed, decoders, encode).map(Some);
         }
     }
     Ok(None)
 }
 
 /// Decodes the beginning of a packed log.
-fn begin(file: File, path: PathBuf, decoders: &Decoders) -> Result<LogBody, LogError> {
+fn begin(
+    file: File,
+    path: PathBuf,
+    decoders: &Decoders,
+    encode: Option<Encode>,
+) -> Result<LogBody, LogError> {
     let turn = decoders.turn().ok_or(LogError::Busy)?;
-    let mut reader = LogReader { decoder: MultiBzDecoder::new(file), path, first: None, _turn: turn };
+    let decoder = Box::new(MultiBzDecoder::new(file));
+    let mut reader = LogReader { decoder, encode, path, first: None, _turn: turn };
     let first = reader.read()?;
     if first.len() < limits::LOG_PART {
-        return Ok(LogBody::Whole(first));
+        let is_worth_it = reader.is_encoded() && first.len() >= limits::ENCODED_MIN;
+        return Ok(match is_worth_it {
+            true => LogBody::Encoded(reader.encoded(first)?),
+            false => LogBody::Whole(first),
+        });
     }
     reader.first = Some(first);
     Ok(LogBody::Packed(reader))
@@ -258,7 +318,7 @@ mod tests {
     }
 
     fn find(log_dir: &Path, name: &LogName) -> Result<Option<LogBody>, LogError> {
-        super::find(log_dir, name, &Decoders::default())
+        super::find(log_dir, name, &Decoders::default(), None)
     }
 
     /// A log folder with one file.
@@ -277,7 +337,7 @@ mod tests {
                 (&*file).read_to_end(&mut all).unwrap();
                 assert_eq!(len, all.len() as u64);
             }
-            LogBody::Whole(bytes) => all.extend_from_slice(&bytes),
+            LogBody::Whole(bytes) | LogBody::Encoded(bytes) => all.extend_from_slice(&bytes),
             LogBody::Packed(mut reader) => {
                 let mut part = reader.read()?;
                 while part.len() == limits::LOG_PART {
@@ -359,7 +419,7 @@ mod tests {
     fn only_so_many_are_decoded_at_a_time() {
         let folder = folder_with(&format!("{BASENAME}.bz2"), &pack(&vec![b'x'; 2 * limits::LOG_PART]));
         let decoders = Decoders::default();
-        let find = || super::find(folder.path(), &derivation(), &decoders);
+        let find = || super::find(folder.path(), &derivation(), &decoders, None);
         let mut bodies: Vec<_> = (0..limits::LOG_DECODERS).map(|_| find().unwrap()).collect();
         assert!(matches!(find(), Err(LogError::Busy)));
         bodies.pop();

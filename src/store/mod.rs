@@ -13,6 +13,7 @@ pub mod files;
 pub mod index;
 pub mod keep;
 pub mod logs;
+pub mod named;
 pub mod pins;
 pub mod quarantine;
 mod realisations;
@@ -55,6 +56,12 @@ pub enum StoreError {
     #[error("no Nix database at {0}: set nix_db_path, or make a store to try with `harmonia demo`", .path.display())]
     NoDatabase {
         /// The file that was looked for.
+        path: PathBuf,
+    },
+    /// What is in the database's place is no file.
+    #[error("the Nix database {0} is not a file: set nix_db_path to db.sqlite itself", .path.display())]
+    NotAFile {
+        /// What is there.
         path: PathBuf,
     },
     /// The database answered with an error.

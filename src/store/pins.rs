@@ -12,9 +12,10 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::database::{Database, Trouble};
+use super::named::{self, NamedError};
 use super::roots::Roots;
 use super::{Settings, StoreError, rows};
-use crate::formats::store_path::{StorePath, StorePathError};
+use crate::formats::store_path::{StorePath, is_name_byte};
 use crate::limits;
 
 /// Where in the folder of roots the pins are.
@@ -37,6 +38,17 @@ pub struct Pin {
     pub is_valid: bool,
 }
 
+/// A pin that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// What it leads to.
+    pub path: StorePath,
+    /// What the name stood for before.
+    pub before: Option<PathBuf>,
+    /// Whether a collection that was running while it was made is certain to spare the path, too.
+    pub is_certain: bool,
+}
+
 /// Why a pin cannot be made, removed or listed.
 #[derive(Debug, Error)]
 pub enum PinError {
@@ -46,25 +58,9 @@ pub enum PinError {
         max = limits::PIN_NAME_MAX
     )]
     Name(String),
-    /// What was given is not in the store, nor leads there.
-    #[error("{} is not in the store {store}, nor does it lead there", .given.display())]
-    Outside {
-        /// As it was given.
-        given: PathBuf,
-        /// The store directory.
-        store: String,
-    },
-    /// It is in the store, and is not a store path.
+    /// What was given names no store path.
     #[error(transparent)]
-    StorePath(#[from] StorePathError),
-    /// What was given cannot be looked at.
-    #[error("cannot look at {}", .given.display())]
-    Given {
-        /// As it was given.
-        given: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Named(#[from] NamedError),
     /// The path is not valid.
     #[error("{0} is not a valid path of this store: build it or copy it here first")]
     NotValid(String),
@@ -93,33 +89,68 @@ impl Pins {
         Self { settings, folder: roots.join(PINS) }
     }
 
-    /// Pins the store path that `given` is, is in, or leads to. Gives it, and what the name stood for before.
+    /// Pins the store path that `given` is, is in, or leads to.
     ///
     /// # Errors
-    /// Where that is no valid path, or the link cannot be made.
-    pub fn pin(&self, name: &str, given: &Path) -> Result<(StorePath, Option<PathBuf>), PinError> {
-        let link = self.link(name)?;
-        let path = self.resolve(given)?;
+    /// Where that is no valid path, or the link cannot be made. What the name stood for before, it still does.
+    pub fn pin(&self, name: &str, given: &Path) -> Result<Pinned, PinError> {
+        self.link(name)?;
+        let path = named::resolve(&self.settings, given)?;
         // A collection that has read its roots already would take the path in spite of the link. So a temporary root
         // first, which a running collector hears of; then the link; and what is valid after that stays so.
         let mut roots = Roots::new(&self.settings, Arc::default());
-        let _lease = roots.take(path.clone(), Instant::now());
-        let full = self.settings.store_dir.display(&path).to_string();
-        if !self.is_valid(&path)? {
-            return Err(PinError::NotValid(full));
-        }
+        let lease = roots.take(path.clone(), Instant::now());
+        let before = self.link_to(name, &path, || self.is_valid(&path))?;
+        Ok(Pinned { path, before, is_certain: lease.is_rooted() })
+    }
+
+    /// Makes the link to a path that `is_valid`, before and after; gives what it led to before.
+    fn link_to(
+        &self,
+        name: &str,
+        path: &StorePath,
+        is_valid: impl Fn() -> Result<bool, PinError>,
+    ) -> Result<Option<PathBuf>, PinError> {
+        let full = self.settings.store_dir.display(path).to_string();
+        let check = || if is_valid()? { Ok(()) } else { Err(PinError::NotValid(full.clone())) };
+        check()?;
+        let link = self.link(name)?;
+        let failed = |source| PinError::Folder { path: link.clone(), source };
+        fs::create_dir_all(&self.folder).map_err(failed)?;
         let before = fs::read_link(&link).ok();
-        let folder = |source| PinError::Folder { path: link.clone(), source };
-        fs::create_dir_all(&self.folder).map_err(folder)?;
-        // A name that stood for another path never stands for none in between.
+        self.replace(name, Path::new(&full)).map_err(failed)?;
+        check().inspect_err(|_| {
+            // Where even this fails, what is said is that it is not pinned; the list tells what it stands for.
+            let _ = match &before {
+                Some(before) => self.replace(name, before),
+                None => fs::remove_file(&link),
+            };
+        })?;
+        Ok(before)
+    }
+
+    /// Makes the link `name` lead to `target`. One that led elsewhere never leads nowhere in between.
+    fn replace(&self, name: &str, target: &Path) -> io::Result<()> {
+        self.sweep(name);
         let making = self.folder.join(format!(".{name}.{}", std::process::id()));
-        let _ = fs::remove_file(&making);
-        symlink(&full, &making).and_then(|()| fs::rename(&making, &link)).map_err(folder)?;
-        if !self.is_valid(&path)? {
-            let _ = fs::remove_file(&link);
-            return Err(PinError::NotValid(full));
+        symlink(target, &making)?;
+        fs::rename(&making, self.folder.join(name)).inspect_err(|_| {
+            // The next one of this name removes what cannot be removed now.
+            let _ = fs::remove_file(&making);
+        })
+    }
+
+    /// Removes what a process that was ended left half-made of this name: it would be a root that no list shows.
+    fn sweep(&self, name: &str) {
+        let is_half_made = |file: &str| {
+            let number = file.strip_prefix('.').and_then(|file| file.strip_prefix(name)?.strip_prefix('.'));
+            number.is_some_and(|number| number.bytes().all(|digit| digit.is_ascii_digit()))
+        };
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(is_half_made) {
+                let _ = fs::remove_file(entry.path());
+            }
         }
-        Ok((path, before))
     }
 
     /// Removes a pin, and gives what it led to.
@@ -136,6 +167,7 @@ impl Pins {
             Err(source) => return Err(PinError::Folder { path: link, source }),
         };
         fs::remove_file(&link).map_err(|source| PinError::Folder { path: link, source })?;
+        self.sweep(name);
         Ok(target)
     }
 
@@ -156,7 +188,7 @@ impl Pins {
             let name = entry.file_name().to_string_lossy().into_owned();
             let (Ok(target), true) = (fs::read_link(entry.path()), is_name(&name)) else { continue };
             let path = target.to_str().and_then(|target| self.settings.store_dir.parse(target).ok());
-            let is_valid = path.is_some_and(|path| self.is_valid(&path).unwrap_or(false));
+            let is_valid = path.map_or(Ok(false), |path| self.is_valid(&path))?;
             pins.push(Pin { name, target, is_valid });
         }
         pins.sort_unstable_by(|one, other| one.name.cmp(&other.name));
@@ -165,36 +197,6 @@ impl Pins {
 
     fn link(&self, name: &str) -> Result<PathBuf, PinError> {
         if is_name(name) { Ok(self.folder.join(name)) } else { Err(PinError::Name(name.to_owned())) }
-    }
-
-    /// The store path that `given` is in, or that it leads to by symlinks, as `result` does.
-    fn resolve(&self, given: &Path) -> Result<StorePath, PinError> {
-        let fault = |source| PinError::Given { given: given.to_owned(), source };
-        let mut path = std::path::absolute(given).map_err(fault)?;
-        for _ in 0..limits::SERVE_LINKS {
-            if let Some(found) = self.within(&path) {
-                return found;
-            }
-            // In a chroot store what a link leads to is not where it says, so links are followed one by one.
-            match fs::read_link(&path) {
-                Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
-                Err(error) if error.kind() == ErrorKind::InvalidInput => break,
-                Err(source) => return Err(fault(source)),
-            }
-        }
-        // A link may be part-way, as in /run/current-system/sw.
-        let path = path.canonicalize().map_err(fault)?;
-        let outside =
-            || PinError::Outside { given: given.to_owned(), store: self.settings.store_dir.to_string() };
-        self.within(&path).ok_or_else(outside)?
-    }
-
-    /// The store path that `path` lies in by its text, by the name of the store or by where it really is.
-    fn within(&self, path: &Path) -> Option<Result<StorePath, PinError>> {
-        let stores = [Path::new(self.settings.store_dir.as_str()), &self.settings.real_store];
-        let inner = stores.iter().find_map(|store| path.strip_prefix(store).ok())?;
-        let basename = inner.components().next()?.as_os_str().to_string_lossy().into_owned();
-        Some(StorePath::from_basename(&basename).map_err(PinError::from))
     }
 
     fn is_valid(&self, path: &StorePath) -> Result<bool, PinError> {
@@ -211,8 +213,78 @@ impl Pins {
 
 /// Whether a pin can be called this: as store paths are, so that it is a file's name everywhere and no option.
 fn is_name(name: &str) -> bool {
-    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte);
     (1..=limits::PIN_NAME_MAX).contains(&name.len())
         && !name.starts_with(['.', '-'])
-        && name.bytes().all(is_known)
+        && name.bytes().all(is_name_byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::store_path::StoreDir;
+    use std::cell::Cell;
+
+    fn pins(folder: &Path) -> Pins {
+        let settings = Settings {
+            store_dir: StoreDir::new("/nix/store").expect("it is one"),
+            real_store: folder.join("store"),
+            database: folder.join("db.sqlite"),
+            state_dir: folder.join("state"),
+            log_dir: folder.join("log"),
+            daemon_socket: folder.join("daemon"),
+        };
+        Pins::new(settings, folder)
+    }
+
+    fn path(digit: &str) -> StorePath {
+        StorePath::from_basename(&format!("{}-path", digit.repeat(32))).expect("it is one")
+    }
+
+    fn files(pins: &Pins) -> Vec<String> {
+        let entries = fs::read_dir(&pins.folder).expect("it was made");
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_pin_that_fails_changes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pins = pins(folder.path());
+        let (one, other) = (path("1"), path("2"));
+        // Collected between the two looks.
+        let goes = || {
+            let asked = Cell::new(0);
+            move || Ok(asked.replace(asked.get() + 1) == 0)
+        };
+        let refused = pins.link_to("release", &one, goes()).expect_err("it is not valid any more");
+        assert!(matches!(refused, PinError::NotValid(_)));
+        assert_eq!(files(&pins), Vec::<String>::new());
+        assert_eq!(pins.link_to("release", &one, || Ok(true)).expect("made"), None);
+        pins.link_to("release", &other, goes()).expect_err("it is not valid any more");
+        let target = fs::read_link(pins.folder.join("release")).expect("it is still there");
+        assert_eq!(target, Path::new("/nix/store").join(one.as_str()));
+        fs::create_dir_all(pins.folder.join("folder/in-the-way")).expect("the folder is ours");
+        let refused = pins.link_to("folder", &one, || Ok(true)).expect_err("a folder has the name");
+        assert!(matches!(refused, PinError::Folder { .. }));
+        assert_eq!(files(&pins), ["folder", "release"]);
+    }
+
+    #[test]
+    fn what_was_left_half_made_goes_with_the_next_of_its_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pins = pins(folder.path());
+        fs::create_dir(&pins.folder).expect("the folder is ours");
+        for name in [".a.123", ".a.4", ".a.b.5", ".ab.6"] {
+            symlink("/nix/store/x", pins.folder.join(name)).expect("the folder is ours");
+        }
+        pins.link_to("a", &path("1"), || Ok(true)).expect("made");
+        assert_eq!(files(&pins), [".a.b.5", ".ab.6", "a"]);
+        pins.link_to("a.b", &path("1"), || Ok(true)).expect("made");
+        symlink("/nix/store/x", pins.folder.join(".a.7")).expect("the folder is ours");
+        pins.unpin("a").expect("it is there");
+        assert_eq!(files(&pins), [".ab.6", "a.b"]);
+    }
 }

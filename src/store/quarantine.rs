@@ -9,6 +9,7 @@
 //! path is what the actor answered, and a new mark makes them ask again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -27,6 +28,66 @@ use crate::limits;
 use crate::mailbox::{Receiver, Sender, Silence};
 use crate::nar::{Damage, Evidence, Generation, NarError, Origin};
 
+/// The mark of a valid path that is not what the Nix database says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The path.
+    pub path: StorePath,
+    /// The hash that the database had.
+    pub registered: Sha256,
+    /// What is in its place.
+    pub found: Found,
+}
+
+/// What is in the place of a damaged path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A tree whose NAR is another.
+    Tree {
+        /// Which tree: once it is another, the mark says nothing of it.
+        origin: Origin,
+        /// What shows it.
+        evidence: Evidence,
+    },
+    /// Nothing.
+    Nothing,
+}
+
+impl From<Damage> for Mark {
+    fn from(damage: Damage) -> Self {
+        let Damage { path, registered, found: evidence, origin } = damage;
+        Self { path, registered, found: Found::Tree { origin, evidence } }
+    }
+}
+
+impl Mark {
+    /// Whether both say the same: that the same tree has not the same hash, whatever shows it, or that there is none.
+    fn is_same(&self, other: &Self) -> bool {
+        let is_same_found = match (&self.found, &other.found) {
+            (Found::Tree { origin: one, .. }, Found::Tree { origin: other, .. }) => is_same_tree(one, other),
+            (Found::Nothing, Found::Nothing) => true,
+            (Found::Tree { .. }, Found::Nothing) | (Found::Nothing, Found::Tree { .. }) => false,
+        };
+        (&self.path, self.registered) == (&other.path, other.registered) && is_same_found
+    }
+}
+
+/// What is not as registered, in one line.
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, registered, found } = self;
+        match found {
+            Found::Tree { evidence: Evidence::Hash(hash), .. } => {
+                write!(f, "{path} hashes to {hash}, the Nix database says {registered}")
+            }
+            Found::Tree { evidence: Evidence::Size { planned, registered }, .. } => {
+                write!(f, "{path} makes a NAR of {planned} bytes, the Nix database says {registered}")
+            }
+            Found::Nothing => write!(f, "{path} is not on disk, and the Nix database says that it is valid"),
+        }
+    }
+}
+
 /// The marked paths, each with the hash that the database had when it was marked: it is the mark of no other.
 pub type Marked = HashMap<StorePathHash, Sha256>;
 
@@ -44,16 +105,17 @@ impl Folder {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn set(&self, damage: &Damage) -> Result<(), StoreError> {
-        let path = self.0.join(damage.path.as_str());
-        // No store path begins so: whoever reads the folder meanwhile passes it over.
-        let new = self.0.join(format!(".{}.new", damage.path));
+    pub fn set(&self, mark: &Mark) -> Result<(), StoreError> {
+        let path = self.0.join(mark.path.as_str());
+        // No store path begins so: whoever reads the folder meanwhile passes it over. Another process may be marking the
+        // same path.
+        let new = self.0.join(format!(".{}.{}.new", mark.path, std::process::id()));
         let write = || {
             make_folder(&self.0)?;
             let mut file = File::create(&new)?;
             // Whoever runs `store verify` need not be whom the server runs as.
             file.set_permissions(Permissions::from_mode(0o644))?;
-            file.write_all(to_text(damage).as_bytes())?;
+            file.write_all(to_text(mark).as_bytes())?;
             file.sync_all()?;
             let _alone = self.lock();
             fs::rename(&new, &path)
@@ -66,12 +128,12 @@ impl Folder {
     ///
     /// # Errors
     /// When it is there and cannot be removed.
-    pub fn end(&self, mark: &Damage) -> Result<bool, StoreError> {
+    pub fn end(&self, mark: &Mark) -> Result<bool, StoreError> {
         let path = self.0.join(mark.path.as_str());
         let end = || -> io::Result<_> {
             let _alone = self.lock();
             let text = fs::read_to_string(&path)?;
-            let is_there = from_text(mark.path.clone(), &text).is_some_and(|there| is_same(&there, mark));
+            let is_there = from_text(mark.path.clone(), &text).is_some_and(|there| there.is_same(mark));
             if is_there {
                 fs::remove_file(&path)?;
             }
@@ -95,7 +157,7 @@ impl Folder {
     ///
     /// # Errors
     /// When the folder is there and cannot be read.
-    pub fn read(&self) -> Result<Vec<Damage>, StoreError> {
+    pub fn read(&self) -> Result<Vec<Mark>, StoreError> {
         let read = || -> io::Result<_> {
             let mut marks = Vec::new();
             for entry in fs::read_dir(&self.0)? {
@@ -136,39 +198,38 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn to_text(damage: &Damage) -> String {
-    let Damage { registered, found, origin, .. } = damage;
-    let Origin { inode, changed: (seconds, nanoseconds), .. } = origin;
-    let mut mark = json!({
-        "registered": registered.to_string(),
-        "inode": inode,
-        "changed": [seconds, nanoseconds],
-    });
-    match found {
-        Evidence::Hash(found) => mark["found"] = found.to_string().into(),
-        Evidence::Size { planned, registered } => mark["sizes"] = json!([planned, registered]),
+fn to_text(mark: &Mark) -> String {
+    let mut text = json!({ "registered": mark.registered.to_string(), "found": null });
+    if let Found::Tree { origin: Origin { inode, changed: (seconds, nanoseconds), .. }, evidence } =
+        &mark.found
+    {
+        text["inode"] = (*inode).into();
+        text["changed"] = json!([seconds, nanoseconds]);
+        text["found"] = match evidence {
+            Evidence::Hash(hash) => hash.to_string().into(),
+            Evidence::Size { planned, registered } => json!([planned, registered]),
+        };
     }
-    format!("{mark}\n")
+    format!("{text}\n")
 }
 
-fn from_text(path: StorePath, text: &str) -> Option<Damage> {
+fn from_text(path: StorePath, text: &str) -> Option<Mark> {
     let mark: Value = serde_json::from_str(text).ok()?;
-    let hash = |key: &str| Sha256::parse(mark[key].as_str()?).ok();
-    let changed = (mark["changed"][0].as_i64()?, mark["changed"][1].as_i64()?);
-    let origin = Origin { device: 0, inode: mark["inode"].as_u64()?, changed };
-    let found = match hash("found") {
-        Some(found) => Evidence::Hash(found),
-        None => {
-            Evidence::Size { planned: mark["sizes"][0].as_u64()?, registered: mark["sizes"][1].as_u64()? }
+    let hash = |text: &str| Sha256::parse(text).ok();
+    let evidence = match mark.get("found")? {
+        Value::Null => None,
+        Value::String(text) => Some(Evidence::Hash(hash(text)?)),
+        sizes => Some(Evidence::Size { planned: sizes[0].as_u64()?, registered: sizes[1].as_u64()? }),
+    };
+    let found = match evidence {
+        None => Found::Nothing,
+        Some(evidence) => {
+            let changed = (mark["changed"][0].as_i64()?, mark["changed"][1].as_i64()?);
+            let origin = Origin { device: 0, inode: mark["inode"].as_u64()?, changed };
+            Found::Tree { origin, evidence }
         }
     };
-    Some(Damage { path, registered: hash("registered")?, found, origin })
-}
-
-/// Whether both are the same mark.
-fn is_same(one: &Damage, other: &Damage) -> bool {
-    let of = |mark: &Damage| (mark.path.hash(), mark.registered, mark.found);
-    of(one) == of(other) && is_same_tree(&one.origin, &other.origin)
+    Some(Mark { path, registered: hash(mark["registered"].as_str()?)?, found })
 }
 
 /// Whether both are of one tree. Devices have other numbers after a restart of the machine.
@@ -182,7 +243,7 @@ pub struct Quarantine {
     real_store: PathBuf,
     store: Sender<Request>,
     generation: Generation,
-    marks: BTreeMap<StorePath, Damage>,
+    marks: BTreeMap<StorePath, Mark>,
     /// Those of them that could not be written: they hold as long as this process.
     unkept: BTreeSet<StorePath>,
     /// When the folder was last changed before it was read.
@@ -203,32 +264,39 @@ impl Quarantine {
 
     /// Marks what is reported, and looks every [`limits::QUARANTINE_LOOK`], until nobody is left to report.
     pub fn run(mut self, damages: &Receiver<Damage>) {
+        let mut next_look = Instant::now() + limits::QUARANTINE_LOOK;
         loop {
-            match damages.recv_timeout(limits::QUARANTINE_LOOK) {
+            match damages.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
                 Ok(damage) => self.add(damage),
-                Err(Silence::Quiet) => self.look(),
+                Err(Silence::Quiet) => {}
                 Err(Silence::Closed) => return,
+            }
+            // By the clock: reports may come without a pause.
+            if Instant::now() >= next_look {
+                self.look();
+                next_look = Instant::now() + limits::QUARANTINE_LOOK;
             }
         }
     }
 
     /// A path was found to be damaged.
     fn add(&mut self, damage: Damage) {
-        let is_known =
-            self.marks.get(&damage.path).is_some_and(|known| is_same_tree(&known.origin, &damage.origin));
+        let mark = Mark::from(damage);
+        // The same tree may have been registered anew meanwhile: then the mark that is there is none any more.
+        let is_known = self.marks.get(&mark.path).is_some_and(|known| known.is_same(&mark));
         // It may have been repaired while it was read.
-        if is_known || !self.holds(&damage) {
+        if is_known || !self.holds(&mark) {
             return;
         }
-        tell(&damage);
-        match self.folder.set(&damage) {
-            Ok(()) => drop(self.unkept.remove(&damage.path)),
+        tell(&mark);
+        match self.folder.set(&mark) {
+            Ok(()) => drop(self.unkept.remove(&mark.path)),
             Err(error) => {
-                self.unkept.insert(damage.path.clone());
+                self.unkept.insert(mark.path.clone());
                 self.warn(&error);
             }
         }
-        self.marks.insert(damage.path.clone(), damage);
+        self.marks.insert(mark.path.clone(), mark);
         self.publish();
     }
 
@@ -268,29 +336,28 @@ impl Quarantine {
                 marks.entry(path.clone()).or_insert_with(|| mark.clone());
             }
         }
-        marks.values().filter(|mark| !self.marks.contains_key(&mark.path)).for_each(tell);
+        let is_known = |mark: &&Mark| self.marks.get(&mark.path).is_some_and(|known| known.is_same(mark));
+        let are_known = marks.values().all(|mark| is_known(&mark));
+        marks.values().filter(|mark| !is_known(mark)).for_each(tell);
         for path in self.marks.keys().filter(|path| !marks.contains_key(path)) {
             tracing::info!(%path, "no longer quarantined: its mark was cleared");
         }
-        let told = |marks: &BTreeMap<_, Damage>| -> Vec<_> {
-            marks.values().map(|mark| (mark.path.hash(), mark.registered)).collect()
-        };
-        let is_other = told(&marks) != told(&self.marks);
+        let is_other = !are_known || marks.len() != self.marks.len();
         self.marks = marks;
         is_other
     }
 
-    /// Whether a mark is of the tree that is there. One that cannot be looked at may be.
-    fn holds(&self, mark: &Damage) -> bool {
-        match Origin::of(&self.real_store.join(mark.path.as_str())) {
-            Ok(origin) => is_same_tree(&origin, &mark.origin),
-            Err(NarError::Missing { .. }) => false,
-            Err(_) => true,
+    /// Whether a mark is of what is there. What cannot be looked at may be it.
+    fn holds(&self, mark: &Mark) -> bool {
+        match (Origin::of(&self.real_store.join(mark.path.as_str())), &mark.found) {
+            (Ok(there), Found::Tree { origin, .. }) => is_same_tree(&there, origin),
+            (Ok(_), Found::Nothing) | (Err(NarError::Missing { .. }), Found::Tree { .. }) => false,
+            (Err(_), _) => true,
         }
     }
 
-    fn drop_mark(&mut self, mark: &Damage) {
-        if self.marks.get(&mark.path).is_some_and(|known| is_same(known, mark)) {
+    fn drop_mark(&mut self, mark: &Mark) {
+        if self.marks.get(&mark.path).is_some_and(|known| known.is_same(mark)) {
             self.marks.remove(&mark.path);
             self.unkept.remove(&mark.path);
         }
@@ -315,7 +382,7 @@ impl Quarantine {
 }
 
 /// The line that an operator is to act upon.
-fn tell(mark: &Damage) {
+fn tell(mark: &Mark) {
     tracing::error!(
         "quarantined: {mark}; it is a 404 until it is repaired: nix-store --repair-path, or `harmonia store verify` to \
          look again"
@@ -385,7 +452,8 @@ mod tests {
         let mut next = open(&bench.scratch, store);
         assert!(matches!(requests.try_recv(), Some(Request::Quarantine(marked)) if marked.len() == 1));
         let kept = next.folder.read().expect("readable");
-        assert_eq!(kept, [Damage { origin: Origin { device: 0, ..damage.origin }, ..damage.clone() }]);
+        let origin = Origin { device: 0, ..damage.origin };
+        assert_eq!(kept, [Mark::from(Damage { origin, ..damage.clone() })]);
         // Repaired as Nix does it: another tree takes the place.
         let root = bench.scratch.path().join(damage.path.as_str());
         let repaired = bench.scratch.path().join("repaired");
@@ -402,15 +470,15 @@ mod tests {
     fn what_others_set_and_clear_is_followed() {
         let mut bench = Bench::new();
         let (one, other) = (bench.damage("1"), bench.damage("2"));
-        bench.folder().set(&one).expect("writable");
+        bench.folder().set(&Mark::from(one.clone())).expect("writable");
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(1));
         // At once: within one step of the folder's time.
-        bench.folder().set(&other).expect("writable");
+        bench.folder().set(&Mark::from(other.clone())).expect("writable");
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(2));
-        assert!(bench.folder().end(&one).expect("writable"));
-        assert!(!bench.folder().end(&one).expect("writable"));
+        assert!(bench.folder().end(&Mark::from(one.clone())).expect("writable"));
+        assert!(!bench.folder().end(&Mark::from(one.clone())).expect("writable"));
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(1));
         fs::write(bench.folder().0.join(one.path.as_str()), "no mark").expect("the folder is ours");
@@ -422,14 +490,14 @@ mod tests {
         assert_eq!(bench.quarantine.marks.len(), 1);
     }
 
-    /// Another tree takes the place of the one that `damage` is of, and is damaged, too.
-    fn damage_again(bench: &Bench, damage: &Damage) -> Damage {
+    /// Another tree takes the place of the one that `mark` is of, and is damaged, too.
+    fn damage_again(bench: &Bench, mark: &Mark) -> Mark {
         let other = bench.scratch.path().join("other");
         fs::write(&other, "spoilt otherwise").expect("the folder is ours");
-        fs::rename(&other, bench.scratch.path().join(damage.path.as_str())).expect("the folder is ours");
-        let origin = Origin::of(&bench.scratch.path().join(damage.path.as_str())).expect("it is there");
+        fs::rename(&other, bench.scratch.path().join(mark.path.as_str())).expect("the folder is ours");
+        let origin = Origin::of(&bench.scratch.path().join(mark.path.as_str())).expect("it is there");
         let found = Evidence::Size { planned: 24, registered: 16 };
-        Damage { path: damage.path.clone(), registered: Sha256::of(b"sound otherwise"), found, origin }
+        Damage { path: mark.path.clone(), registered: Sha256::of(b"sound otherwise"), found, origin }.into()
     }
 
     #[test]
@@ -437,13 +505,14 @@ mod tests {
         let mut bench = Bench::new();
         let first = bench.damage("1");
         bench.quarantine.add(first.clone());
+        let first = Mark::from(first);
         assert_eq!(bench.told(), Some(1));
         // Before anybody looks, the path is made anew, and somebody else finds that damaged as well.
         let second = damage_again(&bench, &first);
         bench.folder().set(&second).expect("writable");
         bench.quarantine.look();
         let kept = bench.folder().read().expect("readable");
-        assert!(matches!(&kept[..], [mark] if is_same(mark, &second)), "{kept:?}");
+        assert!(matches!(&kept[..], [mark] if mark.is_same(&second)), "{kept:?}");
         assert_eq!(bench.quarantine.marks[&first.path].registered, second.registered);
         assert_eq!(bench.told(), Some(1));
 
@@ -453,7 +522,7 @@ mod tests {
         bench.quarantine.unkept.insert(third.path.clone());
         bench.quarantine.seen = None;
         bench.quarantine.look();
-        assert!(is_same(&bench.quarantine.marks[&third.path], &third));
+        assert!(bench.quarantine.marks[&third.path].is_same(&third));
         assert_eq!(bench.folder().read().expect("readable"), []);
     }
 
@@ -465,11 +534,96 @@ mod tests {
         assert_eq!(bench.told(), Some(1));
         bench.quarantine.look();
         fs::remove_file(bench.scratch.path().join("cache")).expect("the folder is ours");
-        bench.folder().set(&bench.damage("2")).expect("writable");
+        bench.folder().set(&Mark::from(bench.damage("2"))).expect("writable");
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(2));
         fs::remove_file(bench.scratch.path().join(format!("{}-path", "1".repeat(32)))).expect("it is ours");
         bench.quarantine.look();
         assert_eq!(bench.told(), Some(1));
+    }
+
+    #[test]
+    fn a_mark_of_another_hash_takes_the_place_of_one_of_the_same_tree() {
+        let mut bench = Bench::new();
+        let registered = |bench: &Bench| {
+            let mut registered = None;
+            while let Some(Request::Quarantine(marked)) = bench.requests.try_recv() {
+                registered = Some(marked.values().copied().collect::<Vec<_>>());
+            }
+            registered
+        };
+        let damage = bench.damage("1");
+        // By the row that there was before the path was registered anew.
+        bench.quarantine.add(Damage { registered: Sha256::of(b"before"), ..damage.clone() });
+        assert_eq!(registered(&bench), Some(vec![Sha256::of(b"before")]));
+        bench.quarantine.add(damage.clone());
+        assert_eq!(registered(&bench), Some(vec![Sha256::of(b"sound")]));
+        let after = Damage { registered: Sha256::of(b"after"), ..damage };
+        bench.folder().set(&Mark::from(after.clone())).expect("writable");
+        bench.quarantine.look();
+        assert_eq!(registered(&bench), Some(vec![Sha256::of(b"after")]));
+        assert!(bench.folder().read().expect("readable")[0].is_same(&after.into()));
+        bench.quarantine.look();
+        assert_eq!(registered(&bench), None);
+    }
+
+    #[test]
+    fn a_path_without_a_tree_is_marked_until_it_has_one() {
+        let mut bench = Bench::new();
+        let Damage { path, registered, .. } = bench.damage("1");
+        let root = bench.scratch.path().join(path.as_str());
+        fs::remove_file(&root).expect("the folder is ours");
+        let mark = Mark { path, registered, found: Found::Nothing };
+        bench.folder().set(&mark).expect("writable");
+        bench.quarantine.look();
+        assert_eq!(bench.told(), Some(1));
+        assert_eq!(bench.folder().read().expect("readable"), [mark]);
+        fs::write(&root, "repaired").expect("the folder is ours");
+        bench.quarantine.look();
+        assert_eq!(bench.told(), Some(0));
+        assert_eq!(bench.folder().read().expect("readable"), []);
+    }
+
+    #[test]
+    fn what_another_process_is_marking_is_left_to_it() {
+        let bench = Bench::new();
+        let (mark, folder) = (Mark::from(bench.damage("1")), bench.folder());
+        fs::create_dir_all(&folder.0).expect("the folder is ours");
+        let theirs = [format!(".{}.new", mark.path), format!(".{}.1.new", mark.path)];
+        for name in &theirs {
+            fs::write(folder.0.join(name), "half").expect("the folder is ours");
+        }
+        folder.set(&mark).expect("writable");
+        for name in &theirs {
+            assert_eq!(fs::read(folder.0.join(name)).expect("it is still there"), b"half");
+        }
+        assert_eq!(folder.read().expect("readable").len(), 1);
+    }
+
+    /// As when many clients ask for what is damaged.
+    #[test]
+    fn it_looks_while_it_is_told_without_a_pause() {
+        let bench = Bench::new();
+        let (known, mark) = (bench.damage("1"), Mark::from(bench.damage("2")));
+        let Bench { scratch: _scratch, requests, quarantine } = bench;
+        let folder = quarantine.folder.clone();
+        let (sender, damages) = mailbox::bounded(limits::QUARANTINE_QUEUE, None);
+        let thread = std::thread::spawn(move || quarantine.run(&damages));
+        let is_told_of = |count: usize| {
+            let until = Instant::now() + std::time::Duration::from_secs(60);
+            loop {
+                sender.send(known.clone());
+                match requests.try_recv() {
+                    Some(Request::Quarantine(marked)) if marked.len() == count => return true,
+                    _ if Instant::now() > until => return false,
+                    _ => {}
+                }
+            }
+        };
+        assert!(is_told_of(1));
+        folder.set(&mark).expect("writable");
+        assert!(is_told_of(2));
+        drop(sender);
+        thread.join().expect("it ends");
     }
 }

@@ -74,9 +74,11 @@ pub struct Roots {
     metrics: Arc<RootsMetrics>,
     /// Where roots go now.
     holder: Option<Holder>,
+    /// The holder has failed and takes no more. What it holds it may still hold, so it stays until another has it all.
+    is_spent: bool,
     /// The file before, whose roots are all in the holder too: it waits for a collection to end.
     outgoing: Option<RootFile>,
-    /// What the holder holds.
+    /// What the holder holds. Without one, what is leased all the same: the next one gets it first.
     held: HashMap<StorePath, Root>,
     renewed: Option<Instant>,
     ticked: Option<Instant>,
@@ -111,6 +113,7 @@ impl Roots {
             daemon_socket: settings.daemon_socket.clone(),
             metrics,
             holder: None,
+            is_spent: false,
             outgoing: None,
             held: HashMap::new(),
             renewed: None,
@@ -124,9 +127,12 @@ impl Roots {
     /// works, so that the log says it before a path is lost.
     pub fn run(mut self, mailbox: Receiver<Request>, outlet: Outlet<Answer>) {
         self.renew(Instant::now());
+        // A set without a root costs a file or a connection, and its end nobody anything: without the collector's lock
+        // too, as there is nothing in it to be missed.
         self.holder = None;
         loop {
-            let message = if self.holder.is_none() && self.outgoing.is_none() {
+            let is_idle = self.holder.is_none() && self.outgoing.is_none() && self.held.is_empty();
+            let message = if is_idle {
                 mailbox.recv().ok_or(Silence::Closed)
             } else {
                 mailbox.recv_timeout(limits::ROOT_TICK)
@@ -165,31 +171,24 @@ impl Roots {
             };
         }
         let wanted = self.held.values().any(|root| root.is_wanted(now));
-        let unwanted = self.held.values().any(|root| !root.is_wanted(now));
+        let is_due = self.renewed.is_none_or(|renewed| now >= renewed + limits::ROOT_RENEW);
+        let unwanted = is_due && self.held.values().any(|root| !root.is_wanted(now));
         if !wanted {
             self.held.clear();
             self.holder = None;
             self.outgoing = None;
-        } else if !self.holder.as_ref().is_some_and(Holder::alive) {
-            self.holder = None;
-            self.renew(now);
-        } else if unwanted && self.renewed.is_none_or(|renewed| now >= renewed + limits::ROOT_RENEW) {
+        } else if unwanted || !self.is_usable() {
             self.renew(now);
         }
     }
 
     /// Takes a root for `path`, or gives an empty lease where none can be had.
     pub(super) fn take(&mut self, path: StorePath, now: Instant) -> Lease {
-        if !self.holder.as_ref().is_some_and(Holder::alive) {
-            self.holder = None;
-            if !self.renew(now) {
-                return Lease::EMPTY;
-            }
-        }
-        if let Some(root) = self.held.get_mut(&path) {
+        let is_usable = self.is_usable() || self.renew(now);
+        if let Some(root) = self.held.get_mut(&path).filter(|_| self.holder.is_some()) {
             return root.lease();
         }
-        if !self.root(&path, now) {
+        if !is_usable || !self.root(&path, now) {
             return Lease::EMPTY;
         }
         let rooted = Arc::new(Rooted);
@@ -198,12 +197,20 @@ impl Roots {
         Lease(Some(rooted))
     }
 
+    /// Whether roots can be added to the holder. One that has ended is let go of.
+    fn is_usable(&mut self) -> bool {
+        if !self.holder.as_ref().is_some_and(Holder::alive) {
+            self.holder = None;
+        }
+        self.holder.is_some() && !self.is_spent
+    }
+
     /// Adds a root to the holder, or to a new one where that has failed.
     fn root(&mut self, path: &StorePath, now: Instant) -> bool {
         let full = self.store_dir.display(path).to_string();
         // The holder that is there, and then each way once.
         for _ in 0..=WAYS.len() {
-            if self.holder.is_none() && !self.renew(now) {
+            if !self.is_usable() && !self.renew(now) {
                 return false;
             }
             let Some(holder) = &mut self.holder else { return false };
@@ -214,7 +221,7 @@ impl Roots {
                 }
                 Err(error) if error.is_about_the_path() => {
                     tracing::warn!(path = %full, error = with_causes(&error), "no temporary root");
-                    self.holder = None;
+                    self.is_spent = true;
                     self.renew(now);
                     return false;
                 }
@@ -224,23 +231,24 @@ impl Roots {
                     tracing::info!(
                         ?way,
                         error = with_causes(&error),
-                        "temporary roots were lost; trying anew"
+                        "temporary roots can no longer be taken as before; trying anew"
                     );
                     // A daemon that was restarted is there again at once. One that was only just asked for
                     // everything rests.
                     if self.renewed == Some(now) {
                         self.rest(way, now);
                     }
-                    self.holder = None;
+                    self.is_spent = true;
                 }
             }
         }
         false
     }
 
-    /// Makes a new holder with all that is wanted and ends the old one; the old one stays if that fails.
+    /// Makes a new holder with all that is wanted and ends the old one; the old one stays if that fails. Says whether
+    /// there is one that takes roots.
     fn renew(&mut self, now: Instant) -> bool {
-        if self.outgoing.is_some() && self.holder.is_some() {
+        if self.outgoing.is_some() && self.is_usable() {
             // A collection goes on; one file waiting for its end is enough.
             return true;
         }
@@ -255,6 +263,7 @@ impl Roots {
                     if let Some(Holder::Direct(file)) = self.holder.replace(holder) {
                         self.outgoing = file.retire();
                     }
+                    self.is_spent = false;
                     self.rests[way as usize] = None;
                     self.say(Said::Holds(way));
                     return true;
@@ -266,11 +275,13 @@ impl Roots {
                 }
             }
         }
-        if self.holder.is_none() {
-            self.held.clear();
+        let is_usable = self.is_usable();
+        if !is_usable {
+            // Those that are leased come back as soon as a way works again.
+            self.held.retain(|_, root| root.is_wanted(now));
             self.say(Said::None);
         }
-        self.holder.is_some()
+        is_usable
     }
 
     /// A new holder with all that is wanted in it.

@@ -153,6 +153,12 @@ impl View {
         self.database.is_immutable()
     }
 
+    /// Whether the looks are at files that are held on to.
+    #[cfg(test)]
+    pub(super) fn holds_files(&self) -> bool {
+        self.database.is_held()
+    }
+
     /// The snapshot in use.
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot

@@ -40,7 +40,7 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) enum Turn {
     /// A chunk of a NAR.
-    Chunk(Task),
+    Chunk(Box<Task>),
     /// A frame that is gone.
     Frame(Again),
 }
@@ -72,7 +72,7 @@ impl State {
     /// Frames that are made again and NARs have their turns one after the other.
     pub(super) fn turn(&mut self) -> Option<Turn> {
         let frame = if self.was_again { None } else { self.again.pop_front() };
-        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(Turn::Chunk));
+        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(|task| Turn::Chunk(task.into())));
         let turn = turn.or_else(|| self.again.pop_front().map(Turn::Frame));
         self.was_again = matches!(turn, Some(Turn::Frame(_)));
         turn

@@ -4,9 +4,11 @@
 //! So there is one way in which NARs are compressed, with all that it minds; where no server runs, this starts one of
 //! its own, on an address of this machine alone, for as long as it takes.
 
+use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -22,6 +24,7 @@ use crate::cli::serve;
 use crate::cli::store::named_path;
 use crate::config::{Config, Overrides};
 use crate::io::listen::Address;
+use crate::limits::ANSWER_TIME;
 use crate::server::start::{CompressionPlan, Server};
 use crate::store::valid::{Inquiry, Valid};
 
@@ -34,6 +37,13 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 
 /// How long to wait after an answer that nothing can be had just now.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often in a row it may be answered at once that a NAR cannot be had just now, as by a server that compresses as
+/// many as it can for others: half a minute. One whose cache is unusable says so for ever.
+const REFUSALS: u32 = 30;
+
+/// What is answered sooner was not waited for: a server that waits does so for as long as it may.
+const AT_ONCE: Duration = ANSWER_TIME.checked_div(2).expect("two is not zero");
 
 /// How often a broken connection is made again in a row.
 const TRIES: u32 = 5;
@@ -137,6 +147,9 @@ fn find_server(config: &Config) -> Result<(Place, Option<Server>), CommandError>
     }
     // What is wrong with the folder is better known before.
     let kept = config.cache.as_ref().ok_or(CommandError::NoCache)?;
+    if let Some((folder, owner)) = foreign(&kept.dir) {
+        return Err(CommandError::Foreign { folder, owner });
+    }
     match Cache::open(&kept.dir, kept.max_size, Arc::default()) {
         Ok(cache) => drop(cache),
         Err(source @ crate::cache::CacheError::Locked { .. }) => {
@@ -155,6 +168,15 @@ fn find_server(config: &Config) -> Result<(Place, Option<Server>), CommandError>
     Ok((place, Some(server)))
 }
 
+/// The folder, and its owner, where that is not who runs this. Where it is yet to be made, only root makes it in
+/// another's folder without being told: what others may do there the system says.
+fn foreign(dir: &Path) -> Option<(PathBuf, u32)> {
+    let user = rustix::process::geteuid();
+    let (folder, found) = dir.ancestors().find_map(|folder| Some((folder, fs::metadata(folder).ok()?)))?;
+    let is_foreign = found.uid() != user.as_raw() && (folder == dir || user.is_root());
+    is_foreign.then(|| (folder.to_owned(), found.uid()))
+}
+
 /// What came of one NAR.
 enum Outcome {
     /// It is there, with so many bytes.
@@ -163,6 +185,8 @@ enum Outcome {
     Absent,
     /// It was not there in time.
     Late,
+    /// The server can keep none.
+    Refused,
 }
 
 /// What came of all.
@@ -187,7 +211,7 @@ fn warm_all(paths: &[Valid], place: &Place, encoding: Encoding, lanes: usize) ->
                 let mut lane = Lane { place, client: None };
                 while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let outcome = lane.ask(path, encoding);
-                    let has_failed = outcome.is_err();
+                    let has_failed = matches!(outcome, Err(_) | Ok(Outcome::Refused));
                     // Once nobody listens any more, there is nothing left to do.
                     if sender.send((path, outcome)).is_err() || has_failed {
                         // The others need not go on without a server.
@@ -223,6 +247,7 @@ fn warm_all(paths: &[Valid], place: &Place, encoding: Encoding, lanes: usize) ->
                     let _ = writeln!(io::stderr(), "harmonia: {}: cannot be had", path.path);
                 }
                 Outcome::Late => total.late += 1,
+                Outcome::Refused => return Err(CommandError::Refused { place: place.clone() }),
             }
             progress.at(done);
         }
@@ -242,13 +267,22 @@ impl Lane<'_> {
         let (digits, hash) = (path.nar_hash.to_base32(), path.path.hash());
         let extension = encoding.format().extension();
         let target = format!("/nar/{digits}.nar.{extension}?hash={hash}&e={encoding}");
-        let (begun, mut broken) = (Instant::now(), 0);
+        let (begun, mut broken, mut refused) = (Instant::now(), 0, 0);
         while begun.elapsed() < PATIENCE {
+            let asked = Instant::now();
             match self.head(&target) {
                 Ok((200, Some(bytes))) => return Ok(Outcome::There(bytes)),
+                // What has no length is made anew for whoever asks, and kept for nobody.
+                Ok((200, None)) => return Ok(Outcome::Refused),
                 Ok((404, _)) => return Ok(Outcome::Absent),
-                // It goes on being made.
-                Ok(_) => broken = 0,
+                // It goes on being made, or nobody makes it.
+                Ok(_) => {
+                    broken = 0;
+                    refused = if asked.elapsed() < AT_ONCE { refused + 1 } else { 0 };
+                    if refused == REFUSALS {
+                        return Ok(Outcome::Refused);
+                    }
+                }
                 Err(error) => {
                     self.client = None;
                     broken += 1;

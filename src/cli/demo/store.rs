@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::cli::progress::size;
 use crate::formats::hash::Sha256;
 use crate::formats::signature::{KeyError, SecretKey};
-use crate::formats::store_path::{StoreDir, StorePath, StorePathError};
+use crate::formats::store_path::{NAME_MAX, StoreDir, StorePath, StorePathError, is_name_byte};
 use crate::nar::{self, Plan};
 use crate::store::Settings;
 use crate::store::add::{AddError, Output, Registered, Writer};
@@ -47,9 +48,6 @@ const SOURCES_MAX: u64 = 32 << 20;
 
 /// Lines of the file of numbers: about a mebibyte, enough to ask for ranges of.
 const NUMBERS: u32 = 150_000;
-
-/// The longest name that a store path may have.
-const NAME_MAX: usize = 211;
 
 /// A store to be served.
 #[derive(Debug)]
@@ -254,16 +252,6 @@ impl Maker<'_> {
     }
 }
 
-/// Bytes in the largest unit of which there is one, with one decimal.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} bytes"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
-}
-
 fn settings(folder: &Path) -> Result<Settings, DemoStoreError> {
     let state_dir = folder.join("nix/var/nix");
     Ok(Settings {
@@ -306,7 +294,7 @@ fn name_of(source: &Path) -> Result<String, DemoStoreError> {
         None => source.canonicalize().map_err(failed(source, "find"))?,
     };
     let name = whole.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-    let allowed = |letter: char| letter.is_ascii_alphanumeric() || "+-._?=".contains(letter);
+    let allowed = |letter: char| u8::try_from(letter).is_ok_and(is_name_byte);
     let name: String = name.chars().map(|letter| if allowed(letter) { letter } else { '-' }).collect();
     // Older versions of Nix refuse names that begin with a dot.
     let name = name.trim_start_matches('.');

@@ -31,6 +31,8 @@ pub struct Cache {
     /// The file of the authorities that the client trusts.
     authorities: Option<PathBuf>,
     patience: Duration,
+    /// Whether it is told that these are looks, which are not to count as a client's asking.
+    is_own: bool,
     agent: Agent,
 }
 
@@ -80,9 +82,16 @@ impl Cache {
             is_secure,
             authorities: authorities.map(Path::to_owned),
             patience,
+            is_own: false,
             agent: agent(tls(&roots, true), patience),
             url: bare,
         })
+    }
+
+    /// The same cache, known to be the Harmonia of this machine: it does not keep a path (`keep_served`) that a look asks
+    /// for.
+    pub fn of_this_machine(self) -> Self {
+        Self { is_own: true, ..self }
     }
 
     /// Whether this machine finds the name. A proxy would look it up itself.
@@ -107,7 +116,12 @@ impl Cache {
     /// # Errors
     /// Where there is no answer.
     pub fn get(&self, target: &str, headers: &[(&str, &str)]) -> Result<Reply, Reach> {
-        let request = self.agent.get(format!("{}/{target}", self.url));
+        let mark = match (self.is_own, target.contains('?')) {
+            (false, _) => "",
+            (true, false) => "?look",
+            (true, true) => "&look",
+        };
+        let request = self.agent.get(format!("{}/{target}{mark}", self.url));
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         match request.call() {
             Ok(answer) => {

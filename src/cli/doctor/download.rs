@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use sha2::Digest as _;
 
 use super::ask::{Cache, Reply};
-use super::finding::{Finding, Transfer, bytes, millis};
+use super::finding::{Finding, Transfer, millis};
 use super::look::Look;
 use crate::cache::decode;
+use crate::cli::progress::size;
 use crate::formats::hash::Sha256;
 use crate::formats::narinfo::ParsedNarInfo;
 use crate::limits;
@@ -66,14 +67,14 @@ fn try_nar_until_trouble(
         Some(End::All) => {
             let file_hash = Sha256(hash.finalize().into());
             check(path, narinfo, received, file_hash, contents, look);
-            look.seen.push(format!("the NAR of {path} came: {} in {}", bytes(received), millis(milliseconds)));
+            look.seen.push(format!("the NAR of {path} came: {} in {}", size(received), millis(milliseconds)));
         }
         // It is time that ended it, or the decoder, which has its own finding.
         Some(End::Late) | None => match contents {
             Contents::Broken(reason) if end.is_none() => look.findings.push(broken(path, &reason)),
             _ => look.unseen.push(format!(
                 "the NAR of {path} takes longer: {} came in {}, and its hash was not checked (more time: --seconds)",
-                bytes(received),
+                size(received),
                 millis(milliseconds)
             )),
         },

@@ -8,6 +8,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::place::Place;
+use crate::cli::progress::size;
 
 /// Something that is not as it should be. `Display` is its message.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize)]
@@ -340,10 +341,10 @@ pub enum Transfer {
     #[error("a download that is cut cannot be resumed: {reason}")]
     NotResumable { reason: String },
     /// Slower than [`crate::limits::DOCTOR_SLOW`].
-    #[error("the download is slow: {} came in {}", bytes(*received), millis(*milliseconds))]
+    #[error("the download is slow: {} came in {}", size(*received), millis(*milliseconds))]
     Slow { received: u64, milliseconds: u64 },
     /// The connection ended before the NAR did.
-    #[error("the download of {path} was cut after {}{}: {reason}", bytes(*received), of(*expected))]
+    #[error("the download of {path} was cut after {}{}: {reason}", size(*received), of(*expected))]
     Cut { path: String, received: u64, expected: Option<u64>, reason: String },
     /// The bytes are not those that the narinfo says.
     #[error(
@@ -394,7 +395,7 @@ fn alike_one(url: Option<&str>) -> String {
 }
 
 fn of(expected: Option<u64>) -> String {
-    expected.map_or(String::new(), |all| format!(" of {}", bytes(all)))
+    expected.map_or(String::new(), |all| format!(" of {}", size(all)))
 }
 
 fn key_or_not(key: Option<&str>) -> &str {
@@ -403,16 +404,6 @@ fn key_or_not(key: Option<&str>) -> &str {
 
 fn listed(keys: &[String]) -> String {
     if keys.is_empty() { "no key".to_owned() } else { keys.join("\n                        ") }
-}
-
-/// Bytes as people read them.
-pub fn bytes(count: u64) -> String {
-    match count {
-        0..1_000 => format!("{count} bytes"),
-        1_000..1_000_000 => format!("{:.1} kB", count as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
-        _ => format!("{:.1} GB", count as f64 / 1e9),
-    }
 }
 
 /// Milliseconds as people read them.

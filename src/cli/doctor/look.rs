@@ -1,6 +1,7 @@
 //! One look at a cache: what is asked of it, in which order, and what comes of it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,7 +10,7 @@ use super::client::Client;
 use super::download;
 use super::finding::{Finding, Reach, Transfer, Trust};
 use super::trust::{self, Verdict};
-use crate::formats::narinfo::{self, ParsedNarInfo};
+use crate::formats::narinfo::{self, NarInfoError, ParsedNarInfo};
 use crate::formats::signature::PublicKey;
 use crate::formats::store_path::{StoreDir, StorePath};
 use crate::http::date;
@@ -171,7 +172,9 @@ fn find(
                     let path = dir.display(&narinfo.info.path).to_string();
                     found.push((path, narinfo));
                 }
-                Err(reason) => return Err(Trust::BadNarInfo { path: full, reason }.into()),
+                Err(unfit) => {
+                    return Err(Trust::BadNarInfo { path: full, reason: unfit.to_string() }.into());
+                }
             },
             // Whoever may not see that something is missing is told that it may not.
             (404 | 403, Paths::Named(_)) => return Err(Transfer::PathAbsent { path: full }.into()),
@@ -194,12 +197,25 @@ fn find(
     Ok(found)
 }
 
-fn parse(dir: &StoreDir, path: &StorePath, reply: Reply) -> Result<ParsedNarInfo, String> {
-    let text = reply.text().map_err(|error| error.to_string())?;
-    let narinfo = narinfo::parse(dir, &text).map_err(|error| error.to_string())?;
+/// Why an answer is not the narinfo that was asked for.
+#[derive(Debug, thiserror::Error)]
+enum Unfit {
+    /// It broke off.
+    #[error(transparent)]
+    Reading(#[from] io::Error),
+    /// It is none.
+    #[error(transparent)]
+    NarInfo(#[from] NarInfoError),
+    /// It is another path's.
+    #[error("it is of another path, {0}")]
+    OtherPath(StorePath),
+}
+
+fn parse(dir: &StoreDir, path: &StorePath, reply: Reply) -> Result<ParsedNarInfo, Unfit> {
+    let narinfo = narinfo::parse(dir, &reply.text()?)?;
     match narinfo.info.path.hash() == path.hash() {
         true => Ok(narinfo),
-        false => Err(format!("it is of another path, {}", narinfo.info.path)),
+        false => Err(Unfit::OtherPath(narinfo.info.path)),
     }
 }
 

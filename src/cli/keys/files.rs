@@ -1,7 +1,7 @@
 //! Key files: read with a look at who else may, and never overwritten.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -54,13 +54,20 @@ impl fmt::Display for ExposedKey {
 /// Where the system refuses.
 pub fn share_as(old: &Path, new: &Path) -> Result<(), KeysError> {
     let share = || {
-        let (ours, theirs) = (fs::metadata(new)?, fs::metadata(old)?);
-        if (ours.uid(), ours.gid()) != (theirs.uid(), theirs.gid()) {
-            chown(new, Some(theirs.uid()), Some(theirs.gid()))?;
-        }
+        let theirs = fs::metadata(old)?;
+        give_to_owner(&theirs, new)?;
         fs::set_permissions(new, fs::Permissions::from_mode(0o600 | theirs.mode() & 0o040))
     };
     share().map_err(|error| KeysError::Share { path: new.to_owned(), error })
+}
+
+/// Gives a file to the owner and the group of another, where it is not theirs.
+fn give_to_owner(theirs: &Metadata, new: &Path) -> io::Result<()> {
+    let ours = fs::metadata(new)?;
+    if (ours.uid(), ours.gid()) == (theirs.uid(), theirs.gid()) {
+        return Ok(());
+    }
+    chown(new, Some(theirs.uid()), Some(theirs.gid()))
 }
 
 /// Writes a key pair into two new files: both, or none.
@@ -91,16 +98,17 @@ pub(super) fn read(path: &Path) -> Result<(String, u32), KeysError> {
     read().map_err(|error| KeysError::Read { path: path.to_owned(), error })
 }
 
-/// Writes a file anew under another name and renames it: whoever reads it meanwhile sees one text or the other.
+/// Writes a file anew under another name and renames it, with the owner and the mode that it had: whoever reads it meanwhile sees one text or the other.
 pub(super) fn replace(path: &Path, text: &str) -> Result<(), KeysError> {
     let failed = |error| KeysError::Write { path: path.to_owned(), error };
     // A symlink stays one; what it points to is replaced.
     let path = fs::canonicalize(path).map_err(failed)?;
-    let permissions = fs::metadata(&path).map_err(failed)?.permissions();
+    let old = fs::metadata(&path).map_err(failed)?;
     let mut name = path.clone().into_os_string();
     name.push(format!(".{}.new", std::process::id()));
     let new = NewFile::create(name.into(), 0o600)?.write(text)?;
-    fs::set_permissions(&new.path, permissions).map_err(failed)?;
+    give_to_owner(&old, &new.path).map_err(failed)?;
+    fs::set_permissions(&new.path, old.permissions()).map_err(failed)?;
     fs::rename(&new.path, &path).map_err(failed)?;
     new.keep();
     Ok(())
@@ -158,6 +166,24 @@ mod tests {
         assert!(!warned(Some(folder.path())));
         assert!(warned(Some(&folder.path().join("other"))));
         assert_eq!(load_secret_key(&path, None).unwrap().key.name(), "k");
+    }
+
+    #[test]
+    fn what_is_written_anew_stays_whose_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("narinfo");
+        fs::write(&path, "before").unwrap();
+        // Only root may give a file away; who may not keeps what is his.
+        let (uid, gid) = match rustix::process::geteuid().is_root() {
+            true => (65534, 65533),
+            false => (fs::metadata(&path).unwrap().uid(), fs::metadata(&path).unwrap().gid()),
+        };
+        chown(&path, Some(uid), Some(gid)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
+        replace(&path, "after").unwrap();
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.uid(), found.gid(), found.mode() & 0o777), (uid, gid, 0o604));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after");
     }
 
     #[test]

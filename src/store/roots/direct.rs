@@ -110,6 +110,19 @@ impl RootFile {
         self.records.in_place()
     }
 
+    /// How long the next root waits for a collector.
+    #[cfg(test)]
+    pub fn patience(&self) -> Duration {
+        self.collector.patience
+    }
+
+    /// Nothing can be written from now on, as when the disk is full. What this gives keeps the lock.
+    #[cfg(test)]
+    pub fn fill_up(&mut self) -> File {
+        let unwritable = File::open(&self.records.path).expect("it is there");
+        std::mem::replace(&mut self.records.file, unwritable)
+    }
+
     /// Ends the file whose roots are all in a newer one too. While a collector may be reading it must stay:
     /// the collector may have looked before the newer one was there. Then it comes back.
     pub fn retire(self) -> Option<Self> {

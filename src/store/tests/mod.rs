@@ -4,4 +4,5 @@
 mod differential;
 mod live;
 mod nobody;
+mod pins;
 mod support;
