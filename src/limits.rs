@@ -469,12 +469,15 @@ pub const AHEAD_LOOK: Duration = Duration::from_secs(2);
 /// How many of them are held at a time; the others wait in the database.
 pub const AHEAD_ROWS: usize = 256;
 
-/// How often it is looked, while nothing is compressed, whether the cache's folder was cleared or deleted: its space is
+/// How often it is looked whether the cache's folder was cleared or deleted: its space is
 /// free only then.
 pub const CACHE_LOOK: Duration = Duration::from_secs(5);
 
+/// How many manifests are held in memory while the inventory cannot be written: some megabytes. More are forgotten.
+pub const CACHE_MANIFESTS_UNSETTLED: usize = 4096;
+
 /// How many manifests are kept, at some 250 bytes each on average: 64 MB. There is one for each NAR that was ever
-/// compressed.
+/// compressed, and one for each that was packed, which share this.
 pub const CACHE_MANIFESTS: i64 = 1 << 18;
 
 // Chunks. Whoever changes these moves cuts: see `cache::encode::LAYOUT`.
@@ -511,8 +514,8 @@ pub const COMPRESSING_OPEN: usize = 32;
 /// How many NARs that nobody waits for may be to be compressed, each with its plan; more are not begun.
 pub const COMPRESSING_BEHIND: usize = 256;
 
-/// How many clients at once are sent what is compressed for each alone, where frames cannot be kept. Each holds a chunk
-/// and its frame, some 15 MB at the most.
+/// How many clients at once are sent frames from memory, where they cannot be kept. Each holds a frame, and its chunk
+/// where all is compressed for it alone: some 15 MB at the most. More are told to come again, or cut.
 pub const COMPRESSING_ALONE: usize = 16;
 
 /// How many frames of a compressed NAR one fetch gives, as ranges of files: some 20 MB, for one look at the inventory

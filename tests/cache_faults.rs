@@ -162,6 +162,36 @@ fn spoilt_volumes_are_noticed_and_their_frames_made_again() {
 }
 
 #[test]
+fn a_volume_that_is_cut_under_the_server_is_noticed_and_its_frames_made_again() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let goods = goods(&store, 2);
+    let server = settings(&store, cache.path()).start();
+    let before: Vec<Vec<u8>> = goods.iter().map(|good| check(&server, good)).collect();
+    for good in &goods {
+        wait_until("it to be kept", LIMIT, || server.narinfo(&good.path).contains("FileHash"));
+    }
+    let mut cut = 0;
+    for entry in fs::read_dir(cache.path()).expect("the cache is ours").flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "volume") {
+            let volume = fs::OpenOptions::new().write(true).open(entry.path()).expect("the cache is ours");
+            let len = volume.metadata().expect("it is open").len();
+            volume.set_len(len / 2).expect("the cache is ours");
+            cut += 1;
+        }
+    }
+    assert_eq!(cut, 1, "one volume holds all of it");
+    for _ in 0..2 {
+        for (good, before) in goods.iter().zip(&before) {
+            assert!(check(&server, good) == *before, "the same bytes as before");
+        }
+    }
+    assert!(server.log().contains("damaged at byte"), "{}", server.log());
+    let counted = failures(&server);
+    check(&server, &goods[0]);
+    assert_eq!(failures(&server), counted, "what was cut off has been replaced");
+}
+
+#[test]
 fn a_full_disk_costs_nothing_but_time() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     // Together several times what the disk has room for.
@@ -183,6 +213,18 @@ fn a_full_disk_costs_nothing_but_time() {
     assert!(failures(&server) >= 1.0, "{}", server.log());
     let log = server.log();
     assert!((1..=may_tell(begun)).contains(&told(&server)) && log.contains("No space left"), "{log}");
+    // A download that was cut goes on where it was, as it was told.
+    for good in &goods {
+        let url = offer(&server, &good.path).0;
+        let whole = server.get(&url);
+        assert_eq!(whole.header("accept-ranges"), Some("bytes"));
+        let tag = whole.header("etag").expect("it has a tag").to_owned();
+        let rest = server.connect().get_with(&url, &["Range: bytes=1000000-", &format!("If-Range: {tag}")]);
+        assert_eq!(rest.status, 206, "{}", server.log());
+        assert!(rest.body == whole.body[1_000_000..]);
+        let head = server.connect().head(&url, &[]);
+        assert_eq!((head.status, head.content_length()), (200, Some(whole.body.len() as u64)));
+    }
     assert_eq!(server.get("/health").text(), "OK\n");
 }
 

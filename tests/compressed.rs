@@ -195,6 +195,14 @@ fn a_url_keeps_working_whichever_way_the_settings_turn() {
         assert_eq!(now.status, 200);
         assert!(!now.header("etag").expect("a tag").contains("-1-1"), "{:?}", now.header("etag"));
         assert!(decompressed("zstd", &now.body) == nar);
+        let head = server.connect().head(&old, &[]);
+        assert_eq!(head.status, 200, "as its GET");
+        let is_kept = lines.is_empty();
+        assert_eq!(head.content_length().is_some(), is_kept, "without a cache, nobody knows");
+        let ranges = if is_kept { "bytes" } else { "none" };
+        for answer in [&now, &head] {
+            assert_eq!(answer.header("accept-ranges"), Some(ranges));
+        }
     }
     // An encoding that this program does not write.
     let server = compressing(&store, cache.path(), "zstd").start();

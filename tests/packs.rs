@@ -88,7 +88,7 @@ fn from_the_second_request_on_small_files_come_from_the_pack_also_after_a_restar
 }
 
 #[test]
-fn a_path_that_was_repaired_is_not_served_by_the_pack_of_the_damaged_one() {
+fn a_damaged_path_gets_no_pack_and_a_repaired_one_its_own() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let path = add(&store, "repaired");
     let (nar, real) = (store.dump(&path), store.real(&path));
@@ -98,14 +98,16 @@ fn a_path_that_was_repaired_is_not_served_by_the_pack_of_the_damaged_one() {
     let server = cached(&store, cache.path()).start();
     let url = server.nar_url(&path);
     assert!(server.get(&url).body != nar, "damage that keeps every size is served as it is");
-    wait_for(&server, "made", 1);
+    wait_until("it to be quarantined", PACK_LIMIT, || server.get(&url).status == 404);
+    assert_eq!(packs(&server, "made"), 0);
 
     // As Nix repairs: another tree in its place.
     make_writable(&real);
     fs::rename(&real, real.with_extension("bad")).expect("the store is ours");
     fs::rename(&good, &real).expect("the store is ours");
-    assert!(server.get(&url).body == nar, "the damaged one's pack is not used");
-    wait_for(&server, "made", 2);
+    wait_until("it to be served again", PACK_LIMIT, || server.get(&url).status == 200);
+    assert!(server.get(&url).body == nar);
+    wait_for(&server, "made", 1);
     assert!(server.get(&url).body == nar);
 }
 

@@ -184,6 +184,64 @@ fn verify_sets_and_clears_marks_beside_a_running_server() {
     wait_until("it to be served again", LIMIT, || narinfo(&server, &spoilt) == 200);
 }
 
+/// Changes a path in place, which its root does not show: a small file's bytes, or where a link leads.
+fn change_within(real: &Path, contents: &str, target: &str) {
+    let (small, link) = (real.join("share/deep/small"), real.join("share/deep/link"));
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("the store is ours");
+    };
+    mode(&small, 0o644);
+    write(&small, contents);
+    mode(&small, 0o444);
+    mode(&real.join("share/deep"), 0o755);
+    fs::remove_file(&link).expect("the store is ours");
+    std::os::unix::fs::symlink(target, &link).expect("the store is ours");
+    mode(&real.join("share/deep"), 0o555);
+}
+
+#[test]
+fn damage_that_is_put_right_in_place_is_never_sent_again() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let settings = || Settings::of(&store).line(&format!("cache_dir = {:?}", cache.path()));
+    let packed = |server: &Server, result: &str| {
+        server.metric("harmonia_packs_total", &[&format!("result=\"{result}\"")])
+    };
+    let add = |(seed, contents, target)| {
+        let path = store.add(&format!("spoilt-{seed}"), |tree| {
+            write(tree.join("library"), noise(seed, 300_000));
+            fs::create_dir_all(tree.join("share/deep")).expect("the tree is ours");
+            write(tree.join("share/deep/small"), "right");
+            std::os::unix::fs::symlink("right", tree.join("share/deep/link")).expect("the tree is ours");
+        });
+        let nar = store.dump(&path);
+        change_within(&store.real(&path), contents, target);
+        (path, nar)
+    };
+    let paths = [(1, "wrong", "right"), (2, "right", "wrong")].map(add);
+    let server = settings().start();
+    let urls = paths.each_ref().map(|(path, _)| server.nar_url(path));
+    for (number, ((path, nar), url)) in paths.iter().zip(&urls).enumerate() {
+        // The first that is sent is read whole behind it, to be packed.
+        assert!(server.get(url).body != *nar, "without a hash on the way, it is sent");
+        wait_until("the path to be quarantined", LIMIT, || server.get(url).status == 404);
+        change_within(&store.real(path), "right", "right");
+        assert_eq!(server.get(url).status, 404, "nobody has looked yet");
+        let verified = verify(&store, cache.path(), &[path]);
+        assert_eq!(verified.status.code(), Some(0), "{}", lossy(&verified.stderr));
+        wait_until("it to be served again", LIMIT, || narinfo(&server, path) == 200);
+        assert!(server.get(url).body == *nar);
+        wait_until("it to be packed", LIMIT, || packed(&server, "made") == 1.0 + number as f64);
+        assert!(server.get(url).body == *nar, "from the pack");
+    }
+    drop(server);
+    let server = settings().start();
+    for (number, ((_, nar), url)) in paths.iter().zip(&urls).enumerate() {
+        assert!(server.get(url).body == *nar);
+        wait_until("the pack to be found", LIMIT, || packed(&server, "found") == 1.0 + number as f64);
+        assert!(server.get(url).body == *nar);
+    }
+}
+
 #[test]
 fn verify_says_what_it_cannot_do() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());

@@ -137,8 +137,12 @@ impl Actor {
                 }
                 self.outlet.send(ticket, Answer::Found(found));
             }
-            // Should it fail, that has been told where it failed.
-            Request::Behind(wanted) => drop(self.compressor.compress(wanted)),
+            Request::Behind(wanted) => {
+                // Of too many, at the end, and without a cache, it is asked for again with the next request.
+                if let Err(CompressError::Cache(error)) = self.compressor.compress(wanted) {
+                    self.compressor.cache_failed(&error);
+                }
+            }
             Request::Open { ticket, wanted, when } => self.open(ticket, wanted, when),
             Request::Fetch { ticket, stream } => self.fetch(ticket, stream),
         }
@@ -162,7 +166,11 @@ impl Actor {
         let (nar, encoding, nar_hash) = (wanted.nar.clone(), wanted.encoding, wanted.nar_hash);
         let whole =
             move |manifest, nar: Cursor| Stream::whole(manifest, Some(encoding), nar.into()).of(nar_hash);
-        let stream = match (self.compressor.compress(wanted), when) {
+        let compressing = match when {
+            When::Begun => self.compressor.compress(wanted),
+            When::Done => self.compressor.compress_for_length(wanted),
+        };
+        let stream = match (compressing, when) {
             (Ok(Compressing::Done(manifest)), _) => Ok(whole(manifest, nar)),
             (Ok(Compressing::Job(job)), When::Begun) => Ok(Stream::following(job, nar)),
             (Ok(Compressing::Job(job)), When::Done) => {

@@ -44,7 +44,7 @@ impl Missing {
     pub(super) fn read(&self) -> Result<Vec<u8>, NarError> {
         // No chunk is longer than its limit.
         let mut chunk = vec![0; self.nar.remaining() as usize];
-        let mut reader = Reader::new(self.nar.clone());
+        let mut reader = Reader::new(self.nar.clone().without_pack());
         let mut filled = 0;
         while filled < chunk.len() {
             // The reader gives as many bytes as the plan has, or an error.

@@ -8,8 +8,8 @@
 //! A NAR whose last client has given up goes on behind all that somebody waits for, and gives back what it holds. What
 //! was made of it stays, and who comes back finds it as far as it has come.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
@@ -18,18 +18,22 @@ use std::time::Instant;
 use bytes::Bytes;
 use sha2::Digest;
 
+use self::queue::{State, Task, Turn};
 use super::again::{Again, Missing, Remaking};
 use super::encode::{EncodeError, Encoder, Encoding};
 use super::job::{CompressError, Input, Interest, Job, Made};
 use super::manifest::Manifest;
+use super::plans::Plans;
 use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::limits::{CACHE_LOOK, COMPRESSING_ALONE, COMPRESSING_BEHIND, COMPRESSING_OPEN, WARNING_PAUSE};
+use crate::limits::{CACHE_LOOK, COMPRESSING_ALONE, COMPRESSING_BEHIND, WARNING_PAUSE};
 use crate::mailbox::Sender;
 use crate::metrics::CompressMetrics;
-use crate::nar::{Cursor, Damage, NarError, Segment};
+use crate::nar::{Cursor, Damage, NarError, Plan, Segment};
+
+mod queue;
 
 /// A NAR that is to be compressed.
 #[derive(Debug)]
@@ -72,52 +76,10 @@ struct Shared {
     told: Mutex<Option<Instant>>,
     /// Has a clone with each client that frames are made for alone.
     alone: Arc<()>,
+    /// Of trees of which frames are made again.
+    plans: Plans,
     /// How many threads there are.
     threads: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// NARs that somebody waits for, or did, and that have had no turn yet.
-    waiting: VecDeque<Task>,
-    /// Those that have, at most [`COMPRESSING_OPEN`], while none of their chunks is being read.
-    urgent: VecDeque<Task>,
-    /// Those that nobody waits for, or not any more: the first is finished before the second is begun.
-    behind: VecDeque<Task>,
-    /// Those that were given up and for which there is no place behind.
-    dropped: Vec<Arc<Job>>,
-    /// Frames that are to be made again.
-    again: VecDeque<Again>,
-    /// Those of them that are not made yet, so that whoever wants the same shares it.
-    remaking: HashMap<Key, Arc<Remaking>>,
-    /// The last turn was that of a frame.
-    was_again: bool,
-    /// Has a clone in each task that was begun while somebody waited for it.
-    turns: Arc<()>,
-    /// Every NAR under way, so that whoever wants the same shares it.
-    jobs: HashMap<(Sha256, Encoding), Arc<Job>>,
-    is_ending: bool,
-}
-
-/// What a thread does next.
-#[derive(Debug)]
-enum Turn {
-    /// A chunk of a NAR.
-    Chunk(Box<Task>),
-    /// A frame that is gone.
-    Frame(Again),
-}
-
-/// The part of a job that one thread at a time has.
-#[derive(Debug)]
-struct Task {
-    job: Arc<Job>,
-    input: Input,
-    hasher: sha2::Sha256,
-    /// The number of the next chunk.
-    next: usize,
-    /// See [`State::turns`].
-    turn: Option<Arc<()>>,
 }
 
 impl Compressor {
@@ -130,8 +92,9 @@ impl Compressor {
         metrics: Arc<CompressMetrics>,
     ) -> Self {
         let (state, wake, finished) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        let (told, alone, threads) = (Mutex::default(), Arc::default(), AtomicUsize::new(0));
-        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, threads }))
+        let (told, alone, plans) = (Mutex::default(), Arc::default(), Plans::default());
+        let threads = AtomicUsize::new(0);
+        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, plans, threads }))
     }
 
     /// How many NARs were compressed so far: while it is the same, nothing that was not there is.
@@ -192,6 +155,18 @@ impl Compressor {
     /// # Errors
     /// When the cache cannot be read, or the threads are about to end.
     pub fn compress(&self, wanted: Wanted) -> Result<Compressing, CompressError> {
+        self.begin(wanted, false)
+    }
+
+    /// The same for somebody who waits for the file's length: where frames cannot be kept, it is found all the same.
+    ///
+    /// # Errors
+    /// As [`Compressor::compress`].
+    pub fn compress_for_length(&self, wanted: Wanted) -> Result<Compressing, CompressError> {
+        self.begin(wanted, true)
+    }
+
+    fn begin(&self, wanted: Wanted, needs_length: bool) -> Result<Compressing, CompressError> {
         let Wanted { path, nar_hash, nar, encoding, by } = wanted;
         if self.0.cache.is_none() {
             return Err(CompressError::NoCache);
@@ -200,6 +175,9 @@ impl Compressor {
         let mut state = self.0.state();
         if let Some(job) = state.jobs.get(&(nar_hash, encoding)) {
             let job = Arc::clone(job);
+            if needs_length {
+                job.need_length();
+            }
             if let Some(by) = by {
                 let was_wanted = job.is_wanted();
                 job.want(by);
@@ -219,7 +197,10 @@ impl Compressor {
         if by.is_none() && state.behind.len() >= COMPRESSING_BEHIND {
             return Err(CompressError::TooMany);
         }
-        let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, by));
+        let job = Arc::new(Job::new(path, nar.clone(), nar_hash, encoding, by));
+        if needs_length {
+            job.need_length();
+        }
         let input = Input::new(nar);
         state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0, turn: None });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
@@ -288,7 +269,11 @@ impl Compressor {
             task.next += 1;
             self.0.put_back(task);
         }
-        let made = match frame(&self.0, job.encoding, &chunk, encoder) {
+        let made = match job.needs_length() {
+            true => frame_or_bytes(&self.0, job.encoding, &chunk, encoder),
+            false => frame(&self.0, job.encoding, &chunk, encoder),
+        };
+        let made = match made {
             Ok((key, segment)) => Made { key, chunk: chunk.len(), segment, nar_hash },
             Err(error) => return self.failed(&job, error),
         };
@@ -342,7 +327,7 @@ impl Compressor {
 
     /// Reports damage, which whoever hears of it tells the operator; says whether somebody does.
     fn report(&self, job: &Job, error: &NarError) -> bool {
-        let Some(damage) = Damage::of(error, job.nar_hash, job.origin) else { return false };
+        let Some(damage) = Damage::of_read(error, job.nar_hash, &job.nar) else { return false };
         // What a full mailbox refuses is found again with the next request for it.
         self.0.damages.as_ref().is_some_and(|damages| damages.try_send(damage).is_ok())
     }
@@ -355,22 +340,8 @@ fn frame(
     chunk: &[u8],
     encoder: &mut Option<Encoder>,
 ) -> Result<(Key, Segment), CompressError> {
-    let key = encoding.key(chunk);
-    let Some(cache) = &shared.cache else { return Err(CompressError::NoCache) };
-    match cache.get(&key) {
-        Ok(Some(frame)) => {
-            if let Some(segment) = frame.pin() {
-                shared.metrics.found(chunk.len());
-                return Ok((key, segment));
-            }
-        }
-        Ok(None) => {}
-        Err(error) => shared.cache_failed(&error),
-    }
-    let made = encode(shared, encoding, chunk, encoder)?;
-    let frame = cache.put(&key, &made).map_err(Arc::new)?;
-    // Should it be evicted at once, it is sent from memory.
-    Ok((key, frame.pin_unmarked().unwrap_or_else(|| Segment::Bytes(made.into()))))
+    let (key, segment, unkept) = found_or_made(shared, encoding, chunk, encoder)?;
+    unkept.map_or(Ok((key, segment)), Err)
 }
 
 /// The same where it is sent from memory if it cannot be kept.
@@ -380,13 +351,39 @@ fn frame_or_bytes(
     chunk: &[u8],
     encoder: &mut Option<Encoder>,
 ) -> Result<(Key, Segment), CompressError> {
-    match frame(shared, encoding, chunk, encoder) {
-        Err(CompressError::Cache(_) | CompressError::NoCache) => {
-            let made = encode(shared, encoding, chunk, encoder)?;
-            Ok((encoding.key(chunk), Segment::Bytes(made.into())))
-        }
-        other => other,
+    let (key, segment, unkept) = found_or_made(shared, encoding, chunk, encoder)?;
+    if let Some(CompressError::Cache(error)) = unkept {
+        shared.cache_failed(&error);
     }
+    Ok((key, segment))
+}
+
+/// The frame of a chunk, and why it could not be kept, if it could not.
+fn found_or_made(
+    shared: &Shared,
+    encoding: Encoding,
+    chunk: &[u8],
+    encoder: &mut Option<Encoder>,
+) -> Result<(Key, Segment, Option<CompressError>), EncodeError> {
+    let key = encoding.key(chunk);
+    match shared.cache.as_ref().map(|cache| cache.get(&key)) {
+        Some(Ok(Some(frame))) => {
+            if let Some(segment) = frame.pin() {
+                shared.metrics.found(chunk.len());
+                return Ok((key, segment, None));
+            }
+        }
+        Some(Err(error)) => shared.cache_failed(&error),
+        Some(Ok(None)) | None => {}
+    }
+    let made = encode(shared, encoding, chunk, encoder)?;
+    let (kept, unkept) = match shared.cache.as_ref().map(|cache| cache.put(&key, &made)) {
+        // Should it be evicted at once, it is sent from memory.
+        Some(Ok(frame)) => (frame.pin_unmarked(), None),
+        Some(Err(error)) => (None, Some(CompressError::Cache(Arc::new(error)))),
+        None => (None, Some(CompressError::NoCache)),
+    };
+    Ok((key, kept.unwrap_or_else(|| Segment::Bytes(made.into())), unkept))
 }
 
 fn encode(
@@ -438,6 +435,11 @@ impl Compressor {
         (remaking, true)
     }
 
+    /// A plan of the tree at `root`, to make frames of. Waits for the disk.
+    pub(super) fn plan(&self, root: &Path) -> Result<Arc<Plan>, NarError> {
+        self.0.plans.of(root)
+    }
+
     /// How many frames can be made at once.
     pub(super) fn threads(&self) -> usize {
         self.0.threads.load(Ordering::Relaxed)
@@ -448,7 +450,7 @@ impl Compressor {
         self.0.cache_failed(error);
     }
 
-    /// A turn for one client alone, until it is dropped.
+    /// A turn to hold a frame in memory for one client, until it is dropped.
     ///
     /// # Errors
     /// [`CompressError::TooMany`] where [`COMPRESSING_ALONE`] have one.
@@ -474,85 +476,31 @@ impl fmt::Debug for Shared {
     }
 }
 
-impl State {
-    fn push(&mut self, task: Task) {
-        match (task.job.is_wanted(), &task.turn) {
-            (true, Some(_)) => self.urgent.push_back(task),
-            (true, None) => self.waiting.push_back(task),
-            (false, Some(_)) => self.give_up(task),
-            // Begun or not: what was begun holds memory, and goes on before another is.
-            (false, _) if task.next > 0 => self.behind.push_front(task),
-            (false, _) => self.behind.push_back(task),
-        }
-    }
-
-    /// Frames that are made again and NARs have their turns one after the other.
-    fn turn(&mut self) -> Option<Turn> {
-        let frame = if self.was_again { None } else { self.again.pop_front() };
-        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(|task| Turn::Chunk(task.into())));
-        let turn = turn.or_else(|| self.again.pop_front().map(Turn::Frame));
-        self.was_again = matches!(turn, Some(Turn::Frame(_)));
-        turn
-    }
-
-    /// Whoever has had no turn comes first, so that its client sees a beginning; then those that have, in turn.
-    fn pop(&mut self) -> Option<Task> {
-        loop {
-            let open = Arc::strong_count(&self.turns) - 1;
-            let first = if open < COMPRESSING_OPEN { self.waiting.pop_front() } else { None };
-            let Some(task) = first.or_else(|| self.urgent.pop_front()) else {
-                return self.behind.pop_front();
-            };
-            if task.job.is_wanted() {
-                let turn = task.turn.or_else(|| Some(Arc::clone(&self.turns)));
-                return Some(Task { turn, ..task });
-            }
-            self.give_up(task);
-        }
-    }
-
-    /// Nobody waits for it any more.
-    fn give_up(&mut self, mut task: Task) {
-        task.turn = None;
-        task.input.let_go();
-        if self.behind.len() < COMPRESSING_BEHIND {
-            self.behind.push_back(task);
-        } else {
-            // Its frames are kept. While the table is locked, nobody comes back to it.
-            self.jobs.remove(&(task.job.nar_hash, task.job.encoding));
-            self.dropped.push(task.job);
-        }
-    }
-
-    /// Somebody waits for a job that nobody waited for.
-    fn hasten(&mut self, job: &Arc<Job>) {
-        let place = self.behind.iter().position(|task| Arc::ptr_eq(&task.job, job));
-        self.waiting.extend(place.and_then(|place| self.behind.remove(place)));
-    }
-}
-
 impl Shared {
-    /// What to do next; `None` at the end. With nothing to do, it is looked after the cache's folder.
+    /// What to do next; `None` at the end. Every [`CACHE_LOOK`], however much there is to do, it is looked after the
+    /// cache's folder first.
     fn next(&self) -> Option<Turn> {
         let mut state = self.state();
         loop {
             if state.is_ending {
                 return None;
             }
-            let turn = state.turn();
-            state = self.forget_dropped(state);
-            if let Some(turn) = turn {
-                return Some(turn);
-            }
-            let waited = self.wake.wait_timeout(state, CACHE_LOOK).unwrap_or_else(PoisonError::into_inner);
-            state = waited.0;
-            if waited.1.timed_out() {
+            if state.looked.is_none_or(|looked| looked.elapsed() >= CACHE_LOOK) {
+                state.looked = Some(Instant::now());
                 drop(state);
                 if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.look()) {
                     self.cache_failed(&error);
                 }
                 state = self.state();
+                continue;
             }
+            let turn = state.turn();
+            state = self.forget_dropped(state);
+            if let Some(turn) = turn {
+                return Some(turn);
+            }
+            let waited = self.wake.wait_timeout(state, CACHE_LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

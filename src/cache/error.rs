@@ -47,12 +47,12 @@ pub enum CacheError {
         /// What SQLite said.
         source: rusqlite::Error,
     },
-    /// A frame is not what was written: it is forgotten, and will be made again.
+    /// A frame is not what was written, or a volume ends early: it is forgotten, and what was in it will be made again.
     #[error("{}: damaged at byte {offset}; the disk should be looked at", file.display())]
     Damaged {
         /// The volume.
         file: PathBuf,
-        /// Where the frame begins, in bytes.
+        /// Where the frame begins, or the volume ends, in bytes.
         offset: u64,
     },
 }

@@ -8,17 +8,15 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::appender::{Appender, Taken};
 use super::error::failed;
 use super::inventory::{Batch, Inventory};
 use super::volume::{self, RECORD, Volume};
 use super::{CacheError, Frame, Key, ManifestKey};
-use crate::limits::{
-    CACHE_CARRIED_PART, CACHE_FRAME_MAX, CACHE_SYNC_BYTES, CACHE_SYNC_TIME, CACHE_VOLUME_MIN, CACHE_VOLUMES,
-};
+use crate::limits::{CACHE_CARRIED_PART, CACHE_FRAME_MAX, CACHE_VOLUME_MIN, CACHE_VOLUMES};
 use crate::metrics::CacheMetrics;
 
 /// The file that says that a process has the folder open.
@@ -69,19 +67,6 @@ struct Known {
     frames: HashMap<Key, Frame>,
     /// Those that are not in the inventory yet.
     manifests: HashMap<ManifestKey, Bytes>,
-}
-
-/// The end of the last volume.
-#[derive(Debug, Default)]
-struct Appender {
-    /// `None` before the first volume is made, and after one was given up.
-    volume: Option<Arc<Volume>>,
-    /// What is not in the inventory yet; all frames are in `volume`.
-    batch: Batch,
-    /// Bytes of its frames.
-    bytes: u64,
-    /// Since when there is something in it.
-    since: Option<Instant>,
 }
 
 /// What becomes of the frames in a volume that is evicted.
@@ -150,19 +135,25 @@ impl Cache {
     /// When the inventory or a volume cannot be read, or the frame is damaged: then it is forgotten, so that this is
     /// said once. To the caller all of it means that the frame is not there.
     pub fn get(&self, key: &Key) -> Result<Option<Frame>, CacheError> {
-        if let Some(frame) = self.known_now().frames.get(key) {
-            return Ok(Some(frame.clone()));
+        if let Some(frame) = self.known(key) {
+            return match frame.volume().filter(|volume| !volume.is_whole()) {
+                Some(cut) => Err(self.cut(&cut)),
+                None => Ok(Some(frame)),
+            };
         }
         let Some(place) = lock(&self.reader).frame(key)? else { return Ok(None) };
         let Some(volume) = self.known_now().volumes.get(&place.volume).cloned() else { return Ok(None) };
         if let Err(error) = volume.read(key, place) {
+            if !volume.is_whole() {
+                return Err(self.cut(&volume));
+            }
             if let CacheError::Damaged { .. } = error {
                 lock(&self.inventory).forget(key, place)?;
             }
             return Err(error);
         }
         let mut known = self.known_now();
-        if !known.volumes.contains_key(&place.volume) {
+        if !known.volumes.get(&place.volume).is_some_and(|known| Arc::ptr_eq(known, &volume)) {
             // Evicted while it was read. If it was carried over, its new place is known.
             return Ok(known.frames.get(key).cloned());
         }
@@ -335,7 +326,6 @@ impl Cache {
             let mut from = indexed.get(&number).copied().unwrap_or(0);
             if is_new || from > volume.end() {
                 // Frames that the inventory knows are gone: what is left is looked through from the start.
-                inventory.evict(number, &[])?;
                 inventory.add_volume(number)?;
                 from = 0;
             }
@@ -361,7 +351,7 @@ impl Cache {
             return Ok(Some((frame.clone(), false)));
         }
         let len = bytes.len() as u64;
-        let Some(volume) = appender.volume.clone().filter(|volume| self.has_room(volume, len)) else {
+        let Some(volume) = appender.volume.clone().filter(|volume| self.takes(volume, len)) else {
             return Ok(None);
         };
         let place = volume.append(key, bytes)?;
@@ -371,16 +361,19 @@ impl Cache {
         Ok(Some((frame, appender.added(len))))
     }
 
-    fn has_room(&self, volume: &Volume, len: u64) -> bool {
-        volume.end() + RECORD + len <= self.sizes.volume
+    /// Whether a frame of `len` bytes can be appended to a volume: there is room, and nobody has cut it.
+    fn takes(&self, volume: &Volume, len: u64) -> bool {
+        volume.end() + RECORD + len <= self.sizes.volume && volume.is_whole()
     }
 
     /// Begins another volume for a frame of `len` bytes, and evicts what is beyond the bound.
     fn begin_volume(&self, len: u64) -> Result<(), CacheError> {
         let mut inventory = lock(&self.inventory);
         let mut appender = self.appender();
-        if appender.volume.as_ref().is_some_and(|volume| self.has_room(volume, len)) {
-            return Ok(());
+        match appender.volume.clone() {
+            Some(volume) if self.takes(&volume, len) => return Ok(()),
+            Some(volume) if !volume.is_whole() => self.give_up(&mut inventory, &mut appender, &volume),
+            _ => {}
         }
         let taken = appender.take();
         if let Err(error) = self.settle(&mut inventory, &taken) {
@@ -498,21 +491,40 @@ impl Cache {
         let Taken { mut batch, volume } = taken;
         if let (CacheError::File { .. }, Some((volume, _))) = (&error, volume) {
             batch.frames.clear();
-            if appender.volume.as_ref().is_some_and(|last| last.number() == volume.number()) {
-                appender.volume = None;
-                appender.batch.frames.clear();
-            }
-            let mut known = self.known_now();
-            known.volumes.remove(&volume.number());
-            known.frames.retain(|_, frame| frame.place().volume != volume.number());
-            drop(known);
-            // Whether or not these succeed, this process has forgotten it; the error that led here is the one to
-            // tell.
-            let _ = inventory.evict(volume.number(), &[]);
-            let _ = volume.unlink();
+            self.give_up(inventory, appender, &volume);
         }
-        appender.put_back(batch);
+        let too_many = appender.put_back(batch);
+        let mut known = self.known_now();
+        too_many.iter().for_each(|key| drop(known.manifests.remove(key)));
         error
+    }
+
+    /// Somebody has cut a volume, which is given up: what is written to it later would make it as long as before, with
+    /// zeros where frames were.
+    fn cut(&self, volume: &Arc<Volume>) -> CacheError {
+        let mut inventory = lock(&self.inventory);
+        self.give_up(&mut inventory, &mut self.appender(), volume);
+        let offset = volume.file().metadata().map_or(0, |found| found.len());
+        CacheError::Damaged { file: volume.path().to_owned(), offset }
+    }
+
+    /// Forgets a volume with all that is in it, unless that was done.
+    fn give_up(&self, inventory: &mut Inventory, appender: &mut Appender, volume: &Arc<Volume>) {
+        let number = volume.number();
+        if appender.volume.as_ref().is_some_and(|last| Arc::ptr_eq(last, volume)) {
+            appender.volume = None;
+            appender.batch.frames.clear();
+        }
+        let mut known = self.known_now();
+        if !known.volumes.get(&number).is_some_and(|known| Arc::ptr_eq(known, volume)) {
+            return;
+        }
+        known.volumes.remove(&number);
+        known.frames.retain(|_, frame| frame.place().volume != number);
+        drop(known);
+        // Whether or not these succeed, this process has forgotten it; what led here is the error to tell.
+        let _ = inventory.evict(number, &[]);
+        let _ = volume.unlink();
     }
 
     fn known_now(&self) -> MutexGuard<'_, Known> {
@@ -538,40 +550,6 @@ impl Drop for Cache {
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache").field("folder", &self.folder).finish_non_exhaustive()
-    }
-}
-
-/// What is to be settled, with the volume that its frames are in and where that ended when it was taken.
-struct Taken {
-    batch: Batch,
-    volume: Option<(Arc<Volume>, u64)>,
-}
-
-impl Appender {
-    /// So many bytes were added to the batch; whether it is time to settle it.
-    fn added(&mut self, bytes: u64) -> bool {
-        self.bytes += bytes;
-        let since = *self.since.get_or_insert_with(Instant::now);
-        self.bytes >= CACHE_SYNC_BYTES || since.elapsed() >= CACHE_SYNC_TIME
-    }
-
-    fn take(&mut self) -> Taken {
-        self.bytes = 0;
-        self.since = None;
-        let volume = self.volume.clone().map(|volume| {
-            let end = volume.end();
-            (volume, end)
-        });
-        Taken { batch: std::mem::take(&mut self.batch), volume }
-    }
-
-    /// What was put meanwhile is newer. The next try is a while away.
-    fn put_back(&mut self, batch: Batch) {
-        self.batch.frames.extend(batch.frames);
-        for (key, body) in batch.manifests {
-            self.batch.manifests.entry(key).or_insert(body);
-        }
-        self.since = Some(Instant::now());
     }
 }
 

@@ -33,8 +33,8 @@ impl Frame {
     }
 
     /// The frame's bytes, and a mark that they were of use. They stay readable as long as the segment is held, even
-    /// when the frame is evicted meanwhile. `None` where it has been: ask [`super::Cache::get`] again. Waits for
-    /// nothing.
+    /// when the frame is evicted meanwhile. `None` where it has been, or its volume was cut by somebody else: ask
+    /// [`super::Cache::get`] again. Waits for no disk.
     pub fn pin(&self) -> Option<Segment> {
         let segment = self.pin_unmarked()?;
         let uses = &self.0.uses;
@@ -48,9 +48,14 @@ impl Frame {
 
     /// As [`Frame::pin`], for whoever has made the frame: that it is wanted again has yet to be seen.
     pub(super) fn pin_unmarked(&self) -> Option<Segment> {
-        let volume = self.0.volume.upgrade()?;
+        let volume = self.volume().filter(|volume| volume.is_whole())?;
         let Place { offset, .. } = self.0.place;
         Some(Segment::File { file: Arc::clone(volume.file()), offset, len: self.len() })
+    }
+
+    /// The volume, unless it was evicted.
+    pub(super) fn volume(&self) -> Option<Arc<Volume>> {
+        self.0.volume.upgrade()
     }
 
     pub(super) fn place(&self) -> Place {

@@ -192,11 +192,13 @@ impl Inventory {
         })
     }
 
-    /// Adds a volume with no frame.
-    pub(super) fn add_volume(&self, number: u64) -> Result<(), CacheError> {
-        self.ask(|connection| {
-            let sql = "insert into volumes (number, indexed) values (?1, 0)";
-            connection.execute(sql, [signed(number)]).map(drop)
+    /// Adds a volume with no frame, in place of one of the same number: which is known where it could not be taken out
+    /// when its file was.
+    pub(super) fn add_volume(&mut self, number: u64) -> Result<(), CacheError> {
+        self.transact(|transaction| {
+            transaction.execute("delete from frames where volume = ?1", [signed(number)])?;
+            let sql = "insert or replace into volumes (number, indexed) values (?1, 0)";
+            transaction.execute(sql, [signed(number)]).map(drop)
         })
     }
 

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sha2::Digest;
 
 use super::encode::{EncodeError, Encoding};
 use super::layout::{self, Layout};
-use super::manifest::{Manifest, Part};
+use super::manifest::{self, Manifest, Part, Piece};
 use super::{CacheError, Key};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::nar::{Cursor, NarError, Origin, Reader, Segment};
+use crate::nar::{Cursor, NarError, Reader, Segment};
 
 /// Why a NAR is not compressed. Cheap to clone, since all who wait are told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -62,7 +63,9 @@ impl Input {
     /// What remains of a NAR from the cursor on, which stands where a chunk begins.
     pub(super) fn new(cursor: Cursor) -> Self {
         let layout = Layout::new(cursor.plan().contents(), cursor.plan().size());
-        Self { layout, rest: Vec::new(), position: cursor.position(), reader: None, nar: cursor }
+        // Of the tree itself, so that a hash that turns out wrong says something of that.
+        let nar = cursor.without_pack();
+        Self { layout, rest: Vec::new(), position: nar.position(), reader: None, nar }
     }
 
     /// The next chunk; `None` at the NAR's end. Waits for the disk.
@@ -103,12 +106,14 @@ impl Input {
 #[derive(Debug)]
 pub struct Job {
     pub(super) path: StorePath,
-    /// The tree that it is made of.
-    pub(super) origin: Origin,
+    /// The tree that it is made of, and by which plan.
+    pub(super) nar: Cursor,
     pub(super) nar_hash: Sha256,
     pub(super) encoding: Encoding,
     /// Who waits for it.
     wanted_by: Mutex<Vec<Weak<Interest>>>,
+    /// See [`Job::need_length`].
+    needs_length: AtomicBool,
     output: Mutex<Output>,
 }
 
@@ -118,9 +123,8 @@ pub(super) type Waiter = Box<dyn FnOnce() + Send>;
 struct Output {
     /// Frames that are made while one before them is not.
     early: BTreeMap<usize, Made>,
-    /// All parts up to the first that is missing, with what to send.
+    /// All parts up to the first that is missing. Their frames are in the cache, or were.
     parts: Vec<Part>,
-    segments: Vec<Segment>,
     hasher: sha2::Sha256,
     ended: Option<Result<Arc<Manifest>, CompressError>>,
     waiters: Vec<(usize, Waiter)>,
@@ -132,7 +136,7 @@ pub(super) struct Made {
     pub(super) key: Key,
     /// Length of the chunk in bytes.
     pub(super) chunk: usize,
-    /// The frame; held, so that eviction does not take it before it was sent.
+    /// The frame; held until it is hashed.
     pub(super) segment: Segment,
     /// The hash that the whole NAR turned out to have; of the last chunk only.
     pub(super) nar_hash: Option<Sha256>,
@@ -141,20 +145,20 @@ pub(super) struct Made {
 /// How far a job is, seen by somebody who wants one part.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// The part is there; with the length of its chunk.
-    Ready(Segment, u64),
+    /// The part was made.
+    Ready(Piece),
     /// It is not there yet; the waiter is kept.
     Waiting,
-    /// It is done, and has no such part or none that is held here.
+    /// It is done.
     Done(Arc<Manifest>),
-    /// It has failed. The parts up to there can be relied on.
-    Failed(CompressError, Vec<Part>),
+    /// It has failed, at this byte of the NAR. What is before it can be relied on.
+    Failed(CompressError, u64),
 }
 
 impl Job {
     pub(super) fn new(
         path: StorePath,
-        origin: Origin,
+        nar: Cursor,
         nar_hash: Sha256,
         encoding: Encoding,
         by: Option<Weak<Interest>>,
@@ -162,13 +166,14 @@ impl Job {
         let output = Output {
             early: BTreeMap::new(),
             parts: Vec::new(),
-            segments: Vec::new(),
             hasher: sha2::Sha256::new(),
             ended: None,
             waiters: Vec::new(),
         };
         let wanted_by = Mutex::new(by.into_iter().collect());
-        Self { path, origin, nar_hash, encoding, wanted_by, output: Mutex::new(output) }
+        let nar = nar.without_pack();
+        let (needs_length, output) = (AtomicBool::new(false), Mutex::new(output));
+        Self { path, nar, nar_hash, encoding, wanted_by, needs_length, output }
     }
 
     /// Somebody else waits for it.
@@ -187,24 +192,29 @@ impl Job {
         waiting
     }
 
-    /// Part number `index`, or a place among those who wait for it.
-    pub(super) fn part(&self, index: usize, waiter: Waiter) -> Progress {
+    /// Somebody waits for the file's length. Then it goes on even where frames cannot be kept: when all of them are
+    /// known, each can be made again by itself.
+    pub(super) fn need_length(&self) {
+        self.needs_length.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn needs_length(&self) -> bool {
+        self.needs_length.load(Ordering::Relaxed)
+    }
+
+    /// Part number `index`, where all before it are known; or, for the waiter that is taken then, a place among those who
+    /// wait for it.
+    pub(super) fn part(&self, index: usize, waiter: &mut Option<Waiter>) -> Progress {
         let mut output = self.output();
-        match (output.segments.get(index), &output.ended) {
-            (Some(segment), _) => {
-                // Once all are there, they are in the manifest.
-                let parts = match &output.ended {
-                    Some(Ok(manifest)) => manifest.parts(),
-                    _ => &output.parts,
-                };
-                let end = |index: usize| parts.get(index).map_or(0, |part| part.nar_end);
-                let chunk = end(index) - index.checked_sub(1).map_or(0, end);
-                Progress::Ready(segment.clone(), chunk)
-            }
+        match (manifest::piece(&output.parts, index), &output.ended) {
+            (Some(piece), _) => Progress::Ready(piece),
             (None, Some(Ok(manifest))) => Progress::Done(Arc::clone(manifest)),
-            (None, Some(Err(error))) => Progress::Failed(error.clone(), output.parts.clone()),
+            (None, Some(Err(error))) => {
+                let at = output.parts.last().map_or(0, |part| part.nar_end);
+                Progress::Failed(error.clone(), at)
+            }
             (None, None) => {
-                output.waiters.push((index, waiter));
+                output.waiters.extend(waiter.take().map(|waiter| (index, waiter)));
                 Progress::Waiting
             }
         }
@@ -255,7 +265,7 @@ impl Job {
     /// Calls those whose part is there.
     pub(super) fn wake(&self) {
         let mut output = self.output();
-        let (there, ended) = (output.segments.len(), output.ended.is_some());
+        let (there, ended) = (output.parts.len(), output.ended.is_some());
         let ready = output.waiters.extract_if(.., |(index, _)| ended || *index < there);
         let ready: Vec<_> = ready.collect();
         drop(output);
@@ -287,7 +297,6 @@ impl Output {
         let (nar, file) = self.parts.last().map_or((0, 0), |part| (part.nar_end, part.file_end));
         let (nar_end, file_end) = (nar + made.chunk as u64, file + made.segment.len());
         self.parts.push(Part { key: made.key, nar_end, file_end });
-        self.segments.push(made.segment);
         if made.nar_hash.is_some() {
             let file_hash = Sha256(std::mem::take(&mut self.hasher).finalize().into());
             self.ended = Some(Ok(Arc::new(Manifest::new(file_hash, std::mem::take(&mut self.parts)))));

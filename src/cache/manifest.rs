@@ -1,5 +1,7 @@
 //! Which frames make one NAR in one encoding.
 
+use std::ops::Range;
+
 use super::Key;
 use crate::formats::hash::Sha256;
 
@@ -30,6 +32,22 @@ pub struct Part {
     pub file_end: u64,
 }
 
+/// A part by itself: where its chunk and its frame lie, in bytes of the NAR and of the file.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    pub(super) key: Key,
+    pub(super) nar: Range<u64>,
+    pub(super) file: Range<u64>,
+}
+
+/// Part number `index` by itself.
+pub(super) fn piece(parts: &[Part], index: usize) -> Option<Piece> {
+    let part = parts.get(index)?;
+    let before = index.checked_sub(1).and_then(|before| parts.get(before));
+    let (nar, file) = before.map_or((0, 0), |before| (before.nar_end, before.file_end));
+    Some(Piece { key: part.key, nar: nar..part.nar_end, file: file..part.file_end })
+}
+
 impl Manifest {
     /// The manifest of a file that has this hash. The parts are in order.
     pub(super) fn new(file_hash: Sha256, parts: Vec<Part>) -> Self {
@@ -56,10 +74,9 @@ impl Manifest {
         &self.parts
     }
 
-    /// How long the chunk of part `index` is, in bytes; 0 where there is no such part.
-    pub(super) fn chunk_len(&self, index: usize) -> u64 {
-        let end = |index: usize| self.parts.get(index).map_or(0, |part| part.nar_end);
-        end(index).saturating_sub(index.checked_sub(1).map_or(0, end))
+    /// Part number `index` by itself.
+    pub(super) fn piece(&self, index: usize) -> Option<Piece> {
+        piece(&self.parts, index)
     }
 
     /// Which part holds byte `position` of the file; one beyond the last at the file's end.

@@ -9,6 +9,7 @@
 
 pub mod actor;
 mod again;
+mod appender;
 pub mod compress;
 pub mod decode;
 pub mod encode;
@@ -21,6 +22,7 @@ mod key;
 pub mod layout;
 mod manifest;
 pub mod pack;
+mod plans;
 mod stream;
 mod survey;
 #[cfg(test)]

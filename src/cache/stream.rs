@@ -3,14 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::Frame;
 use super::again::{Missing, Remaking};
 use super::compress::Compressor;
 use super::encode::Encoding;
 use super::job::{CompressError, Input, Job, Progress, Waiter};
-use super::manifest::{Manifest, Part};
+use super::manifest::{Manifest, Part, Piece};
 use crate::formats::hash::Sha256;
 use crate::limits::STREAM_FRAMES;
-use crate::nar::{CASE_HACK, Cursor, NarError, Plan, Segment};
+use crate::nar::{Cursor, NarError, Segment};
 
 /// A place in one compressed NAR and where to stop. Between two fetches it holds no descriptor and no buffer but those of
 /// frames that are made again for it.
@@ -36,6 +37,8 @@ pub struct Stream {
     again: VecDeque<Pending>,
     /// The last frame that was made again could not be kept: what is made ahead would be held in memory.
     is_unkept: bool,
+    /// For what was given from memory: only so many may be.
+    turn: Option<Arc<()>>,
 }
 
 /// A frame that is made again.
@@ -62,10 +65,11 @@ pub enum Tree {
 enum Work {
     /// All of it.
     Whole(Arc<Manifest>),
-    /// What has been made of it so far.
-    Job(Arc<Job>),
+    /// What has been made of it so far, of this NAR.
+    Job(Arc<Job>, Box<Cursor>),
     /// It is made as it goes, for this client alone: frames cannot be kept.
     Alone {
+        encoding: Encoding,
         input: Box<Input>,
         /// Counts: only so many may be.
         _turn: Arc<()>,
@@ -97,12 +101,12 @@ impl Stream {
     /// A file that is being made, from its start to its end.
     pub fn following(job: Arc<Job>, nar: Cursor) -> Self {
         let (encoding, nar_hash) = (Some(job.encoding), Some(job.nar_hash));
-        Self { nar_hash, ..Self::new(Tree::Planned(nar), encoding, Work::Job(job)) }
+        Self { nar_hash, ..Self::new(Tree::Planned(nar.clone()), encoding, Work::Job(job, nar.into())) }
     }
 
     /// A file that is made as it is sent, for one client: there is no place for frames.
     pub fn alone(encoding: Encoding, nar: Cursor, turn: Arc<()>) -> Self {
-        let work = Work::Alone { input: Box::new(Input::new(nar.clone())), _turn: turn };
+        let work = Work::Alone { encoding, input: Box::new(Input::new(nar.clone())), _turn: turn };
         Self::new(Tree::Planned(nar), Some(encoding), work)
     }
 
@@ -119,6 +123,7 @@ impl Stream {
             ready: Vec::new(),
             again: VecDeque::new(),
             is_unkept: false,
+            turn: None,
         }
     }
 
@@ -126,8 +131,13 @@ impl Stream {
     pub fn manifest(&self) -> Option<&Arc<Manifest>> {
         match &self.work {
             Work::Whole(manifest) => Some(manifest),
-            Work::Job(_) | Work::Alone { .. } => None,
+            Work::Job(..) | Work::Alone { .. } => None,
         }
+    }
+
+    /// Whether it is made for one client, so that nobody can have a part of it.
+    pub fn is_alone(&self) -> bool {
+        matches!(self.work, Work::Alone { .. })
     }
 
     /// Size of the whole file in bytes, where it is known.
@@ -149,6 +159,20 @@ impl Stream {
             self.left = Some(end - start);
             self.range = (start, end);
         }
+    }
+
+    /// Goes back by so many bytes, which were given and are not going to be sent. Whether it could: only where the whole
+    /// file is known.
+    pub fn rewind(&mut self, bytes: u64) -> bool {
+        let ((start, end), Work::Whole(_), Some(left)) = (self.range, &self.work, self.left()) else {
+            return false;
+        };
+        let Some(position) = end.checked_sub(left + bytes).filter(|position| *position >= start) else {
+            return false;
+        };
+        self.turn = None;
+        self.set_range(position, end);
+        true
     }
 
     /// How many bytes are left; `None` while that is not known.
@@ -188,41 +212,65 @@ impl Stream {
             if self.left == Some(0) {
                 return Ok(Fetched::Segments(Vec::new()));
             }
-            let (segment, chunk) = match &mut self.work {
+            match &mut self.work {
                 Work::Whole(manifest) => {
                     let manifest = Arc::clone(manifest);
-                    let waiter = waiter.take().unwrap_or_else(|| Box::new(|| ()));
-                    return self.fetch_whole(compressor, &manifest, waiter);
+                    return self.fetch_whole(compressor, &manifest, &mut waiter);
                 }
-                Work::Alone { input, .. } => {
+                Work::Alone { encoding, input, .. } => {
                     let Some(chunk) = input.next()? else {
                         self.left = Some(0);
                         continue;
                     };
-                    let encoding = self.encoding.ok_or(CompressError::Ended)?;
-                    (compressor.frame_now(encoding, &chunk)?.1, chunk.len() as u64)
+                    let (_, segment) = compressor.frame_now(*encoding, &chunk)?;
+                    compressor.saved(chunk.len() as u64, segment.len());
+                    return Ok(Fetched::Segments(vec![segment]));
                 }
-                // After a failure there is no second round with the job.
-                Work::Job(job) => match job.part(self.next, waiter.take().unwrap_or_else(|| Box::new(|| ())))
-                {
-                    Progress::Ready(segment, chunk) => (segment, chunk),
+                Work::Job(job, nar) => match job.part(self.next, &mut waiter) {
+                    Progress::Ready(piece) => {
+                        let nar_size = nar.plan().size();
+                        return self.fetch_made(compressor, &piece, nar_size, &mut waiter);
+                    }
                     Progress::Waiting => return Ok(Fetched::Waiting),
                     Progress::Done(manifest) => {
                         self.left = Some(manifest.file_size() - begin(manifest.parts(), self.next));
                         self.work = Work::Whole(manifest);
-                        continue;
                     }
-                    Progress::Failed(CompressError::Cache(_), parts) => {
-                        self.go_alone(&parts, compressor.alone()?)?;
-                        continue;
+                    // It goes on without the job, from where the client is.
+                    Progress::Failed(CompressError::Cache(_), at) => {
+                        let (encoding, mut nar) = (job.encoding, Cursor::clone(nar));
+                        nar.set_range(at, nar.plan().size());
+                        let _turn = compressor.alone()?;
+                        self.work = Work::Alone { encoding, input: Box::new(Input::new(nar)), _turn };
+                        self.turn = None;
                     }
                     Progress::Failed(error, _) => return Err(error),
                 },
-            };
-            self.next += 1;
-            compressor.saved(chunk, segment.len());
-            return Ok(Fetched::Segments(vec![segment]));
+            }
         }
+    }
+
+    /// The next frame of a file that is being made; or, where it is not there any more, the same made again.
+    fn fetch_made(
+        &mut self,
+        compressor: &Compressor,
+        piece: &Piece,
+        nar_size: u64,
+        waiter: &mut Option<Waiter>,
+    ) -> Result<Fetched, CompressError> {
+        let frame = if self.is_pending() { None } else { kept(compressor, piece, true) };
+        // It was made for this: that it is wanted again has yet to be seen.
+        let kept = frame.and_then(|frame| frame.pin_unmarked());
+        let segment = match kept {
+            Some(segment) => segment,
+            None => match self.remade(compressor, piece, nar_size, None, waiter)? {
+                Some(segment) => segment,
+                None => return Ok(Fetched::Waiting),
+            },
+        };
+        self.next += 1;
+        compressor.saved(piece.nar.end - piece.nar.start, segment.len());
+        Ok(Fetched::Segments(vec![segment]))
     }
 
     /// Frames that are there, up to the first that is not; or that one, made again. Of what is not there, no more is
@@ -231,17 +279,21 @@ impl Stream {
         &mut self,
         compressor: &Compressor,
         manifest: &Manifest,
-        waiter: Waiter,
+        waiter: &mut Option<Waiter>,
     ) -> Result<Fetched, CompressError> {
         let mut segments = self.fetch_kept(compressor, manifest);
+        if !segments.is_empty() {
+            self.turn = None;
+        }
+        let Some(piece) = manifest.piece(self.next) else { return Ok(Fetched::Segments(segments)) };
         if segments.is_empty() {
-            let Some(segment) = self.remade(compressor, manifest, &mut Some(waiter))? else {
-                return Ok(Fetched::Waiting);
-            };
-            segments.push(self.pass(compressor, manifest, segment));
-        } else if self.left != Some(0) && !is_there(compressor, manifest, self.next) {
+            let nar_size = manifest.nar_size();
+            let remade = self.remade(compressor, &piece, nar_size, Some(manifest), waiter)?;
+            let Some(segment) = remade else { return Ok(Fetched::Waiting) };
+            segments.push(self.pass(compressor, &piece, segment));
+        } else if self.left != Some(0) && !is_there(compressor, &piece) {
             // So that it is there when these have been sent. What prevents it is told when it is its turn.
-            let _ = self.remake_ahead(compressor, manifest);
+            let _ = self.remake_ahead(compressor, manifest, self.next);
         }
         Ok(Fetched::Segments(segments))
     }
@@ -250,24 +302,26 @@ impl Stream {
     fn fetch_kept(&mut self, compressor: &Compressor, manifest: &Manifest) -> Vec<Segment> {
         let mut segments = Vec::new();
         while segments.len() < STREAM_FRAMES && self.left.is_some_and(|left| left > 0) && !self.is_pending() {
-            let Some(segment) = kept(compressor, manifest, self.next, segments.is_empty()) else { break };
+            let Some(piece) = manifest.piece(self.next) else { break };
+            let frame = kept(compressor, &piece, segments.is_empty());
+            let Some(segment) = frame.and_then(|frame| frame.pin()) else { break };
             // One volume a fetch: whoever sends this counts the files it holds.
             if segments.last().is_some_and(|last| !is_same_file(last, &segment)) {
                 break;
             }
-            segments.push(self.pass(compressor, manifest, segment));
+            segments.push(self.pass(compressor, &piece, segment));
         }
         segments
     }
 
     /// What is sent of the next frame; then the one after it is the next.
-    fn pass(&mut self, compressor: &Compressor, manifest: &Manifest, segment: Segment) -> Segment {
+    fn pass(&mut self, compressor: &Compressor, piece: &Piece, segment: Segment) -> Segment {
         let left = self.left.unwrap_or_default();
         let (start, end) = (self.skip, segment.len().min(self.skip + left));
         self.left = Some(left - (end - start));
         // Of a frame that is sent in part, it is not known.
         if start == 0 && end == segment.len() {
-            compressor.saved(manifest.chunk_len(self.next), end);
+            compressor.saved(piece.nar.end - piece.nar.start, end);
         }
         self.next += 1;
         self.skip = 0;
@@ -282,44 +336,61 @@ impl Stream {
         self.again.front().is_some_and(|pending| pending.index == self.next)
     }
 
-    /// The next frame, which was evicted, made again; `None` while it is made, and the waiter is kept.
+    /// The next frame, which is gone, made again; `None` while it is made, and the waiter is kept. Of those that come
+    /// after it in `ahead`, some are made meanwhile.
     fn remade(
         &mut self,
         compressor: &Compressor,
-        manifest: &Manifest,
+        piece: &Piece,
+        nar_size: u64,
+        ahead: Option<&Manifest>,
         waiter: &mut Option<Waiter>,
     ) -> Result<Option<Segment>, CompressError> {
         loop {
-            self.remake_ahead(compressor, manifest).map_err(|error| self.unmade(compressor, error))?;
-            let Some(pending) = self.again.front() else { return Err(CompressError::Ended) };
+            let pending = if self.is_pending() { self.again.pop_front() } else { None };
+            let pending = match pending {
+                Some(pending) => Ok(pending),
+                None => self.remake(compressor, self.next, piece, nar_size),
+            };
+            let pending = pending.map_err(|error| self.unmade(compressor, error))?;
+            if let Some(manifest) = ahead {
+                let asked = self.remake_ahead(compressor, manifest, self.next + 1);
+                asked.map_err(|error| self.unmade(compressor, error))?;
+            }
             match pending.remaking.end(waiter) {
-                None => return Ok(None),
+                None => {
+                    self.again.push_front(pending);
+                    return Ok(None);
+                }
                 Some(Ok(segment)) => {
                     self.is_unkept = matches!(segment, Segment::Bytes(_));
+                    if self.is_unkept && self.turn.is_none() {
+                        self.turn = Some(compressor.alone()?);
+                    }
                     return Ok(Some(segment));
                 }
                 // Another tree cannot give it, which says nothing of this one.
-                Some(Err(CompressError::Nar(_))) if !pending.is_own => drop(self.again.pop_front()),
+                Some(Err(CompressError::Nar(_))) if !pending.is_own => {}
                 Some(Err(error)) => return Err(self.unmade(compressor, error)),
             }
         }
     }
 
-    /// Has the next frame made again, and of those after it up to the end of the range as many as there are threads.
-    fn remake_ahead(&mut self, compressor: &Compressor, manifest: &Manifest) -> Result<(), CompressError> {
-        if !self.is_pending() {
-            let pending = self.remake(compressor, manifest, self.next)?;
-            self.again.push_front(pending);
-        }
+    /// Has frames made again that are gone, from part number `from` on and up to the end of the range, so many that with
+    /// the next one it is one a thread.
+    fn remake_ahead(
+        &mut self,
+        compressor: &Compressor,
+        manifest: &Manifest,
+        from: usize,
+    ) -> Result<(), CompressError> {
         let end = begin(manifest.parts(), self.next) + self.skip + self.left.unwrap_or_default();
         let ahead = if self.is_unkept { 0 } else { compressor.threads().saturating_sub(1) };
-        for index in self.next + 1..self.next + 1 + ahead {
-            if index >= manifest.parts().len() {
-                break;
-            }
+        for index in from..=self.next + ahead {
+            let Some(piece) = manifest.piece(index) else { break };
             let is_asked = self.again.back().is_some_and(|last| index <= last.index);
-            if begin(manifest.parts(), index) < end && !is_asked && !is_there(compressor, manifest, index) {
-                let pending = self.remake(compressor, manifest, index)?;
+            if piece.file.start < end && !is_asked && !is_there(compressor, &piece) {
+                let pending = self.remake(compressor, index, &piece, manifest.nar_size())?;
                 self.again.push_back(pending);
             }
         }
@@ -329,15 +400,15 @@ impl Stream {
     fn remake(
         &mut self,
         compressor: &Compressor,
-        manifest: &Manifest,
         index: usize,
+        piece: &Piece,
+        nar_size: u64,
     ) -> Result<Pending, CompressError> {
-        let part = manifest.parts()[index];
         let encoding = self.encoding.ok_or(CompressError::Retired)?;
-        let mut nar = self.tree.planned(manifest.nar_size())?;
-        nar.set_range(part.nar_end - manifest.chunk_len(index), part.nar_end);
-        let len = part.file_end - begin(manifest.parts(), index);
-        let (remaking, is_own) = compressor.remake(Missing { key: part.key, len, encoding, nar });
+        let mut nar = self.tree.planned(compressor, nar_size)?;
+        nar.set_range(piece.nar.start, piece.nar.end);
+        let len = piece.file.end - piece.file.start;
+        let (remaking, is_own) = compressor.remake(Missing { key: piece.key, len, encoding, nar });
         Ok(Pending { index, remaking, is_own })
     }
 
@@ -349,16 +420,6 @@ impl Stream {
             compressor.forget(encoding, nar_hash);
         }
         error
-    }
-
-    /// Goes on without the job, from where the client is.
-    fn go_alone(&mut self, parts: &[Part], turn: Arc<()>) -> Result<(), CompressError> {
-        let start = self.next.checked_sub(1).and_then(|last| parts.get(last)).map_or(0, |part| part.nar_end);
-        let Tree::Planned(nar) = &self.tree else { return Err(CompressError::Ended) };
-        let mut nar = nar.clone();
-        nar.set_range(start, nar.plan().size());
-        self.work = Work::Alone { input: Box::new(Input::new(nar)), _turn: turn };
-        Ok(())
     }
 }
 
@@ -377,9 +438,9 @@ impl Tree {
     }
 
     /// A cursor over the NAR, which must have this size.
-    fn planned(&mut self, nar_size: u64) -> Result<Cursor, NarError> {
+    fn planned(&mut self, compressor: &Compressor, nar_size: u64) -> Result<Cursor, NarError> {
         if let Self::Root(root) = self {
-            let plan = Arc::new(Plan::build(root, CASE_HACK)?);
+            let plan = compressor.plan(root)?;
             *self = Self::Planned(Cursor::new(plan, Arc::clone(root)));
         }
         match self {
@@ -402,25 +463,22 @@ fn begin(parts: &[Part], index: usize) -> u64 {
 }
 
 /// A frame of the file, if it is there, and need not be read first or `may_read`.
-fn kept(compressor: &Compressor, manifest: &Manifest, index: usize, may_read: bool) -> Option<Segment> {
-    let (part, cache) = (manifest.parts().get(index)?, compressor.cache()?);
-    let frame = match cache.known(&part.key) {
-        None if may_read => cache.get(&part.key),
+fn kept(compressor: &Compressor, piece: &Piece, may_read: bool) -> Option<Frame> {
+    let cache = compressor.cache()?;
+    let frame = match cache.known(&piece.key) {
+        None if may_read => cache.get(&piece.key),
         known => Ok(known),
     };
-    let frame = match frame {
-        Ok(frame) => frame?,
+    match frame {
+        Ok(frame) => frame.filter(|frame| frame.len() == piece.file.end - piece.file.start),
         Err(error) => {
             compressor.cache_failed(&error);
-            return None;
+            None
         }
-    };
-    let expected = part.file_end - begin(manifest.parts(), index);
-    frame.pin().filter(|segment| segment.len() == expected)
+    }
 }
 
 /// Whether a frame of the file is there, as far as the inventory says.
-fn is_there(compressor: &Compressor, manifest: &Manifest, index: usize) -> bool {
-    let part = manifest.parts().get(index);
-    part.zip(compressor.cache()).is_some_and(|(part, cache)| cache.has(&part.key).unwrap_or(false))
+fn is_there(compressor: &Compressor, piece: &Piece) -> bool {
+    compressor.cache().is_some_and(|cache| cache.has(&piece.key).unwrap_or(false))
 }

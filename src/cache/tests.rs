@@ -358,6 +358,49 @@ fn a_damaged_frame_is_told_once_and_made_again() {
     assert!(numbers.clone().all(|number| has(&cache, number)));
 }
 
+#[test]
+fn a_volume_that_is_cut_is_given_up_and_its_frames_made_again() {
+    for is_last in [true, false] {
+        let folder = folder();
+        let cache = open(&folder, LARGE);
+        let frames: Vec<Frame> = (0..60).map(|number| put(&cache, number)).collect();
+        let paths = volumes(&folder);
+        assert!(paths.len() >= 3);
+        let path = if is_last { paths.last() } else { paths.first() }.expect("there are some");
+        let cut = File::options().write(true).open(path).expect("it is there");
+        let len = cut.metadata().expect("it is open").len();
+        cut.set_len(len / 2).expect("cut");
+        let gone = frames.iter().filter(|frame| frame.pin().is_none()).count();
+        assert!(gone > 0 && gone < 40, "{gone} frames of one volume");
+        // Written to as if nothing had happened, it would be as long as before.
+        (60..70).for_each(|number| drop(put(&cache, number)));
+        let told = (0..60).filter(|&number| cache.get(&key(number)).is_err()).count();
+        assert!(told <= 1, "told {told} times");
+        assert_eq!((0..60).filter(|&number| !has(&cache, number)).count(), gone);
+        (0..60).for_each(|number| drop(put(&cache, number)));
+        assert!((0..70).all(|number| has(&cache, number)));
+        drop(cache);
+        let cache = open(&folder, LARGE);
+        assert!((0..70).all(|number| has(&cache, number)));
+    }
+}
+
+#[test]
+fn a_volume_of_which_only_the_inventory_knows_is_in_nobodys_way() {
+    let folder = folder();
+    let cache = open(&folder, LARGE);
+    put(&cache, 0);
+    cache.sync().expect("written");
+    // As it is left where its file could be removed and its row could not.
+    let inventory = rusqlite::Connection::open(folder.path().join("inventory.sqlite")).expect("open");
+    inventory.execute("insert into volumes values (1, 100)", []).expect("inserted");
+    let gone = key(9);
+    let row = rusqlite::params![gone.as_bytes(), 1, 128, 1000];
+    inventory.execute("insert into frames values (?1, ?2, ?3, ?4)", row).expect("inserted");
+    (1..60).for_each(|number| drop(put(&cache, number)));
+    assert!((0..60).all(|number| has(&cache, number)));
+}
+
 /// What may happen to the files of a cache that nobody has open.
 type Harm = fn(&TempDir);
 

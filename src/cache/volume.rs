@@ -93,6 +93,13 @@ impl Volume {
         self.end.load(Ordering::Relaxed)
     }
 
+    /// Whether the file still reaches to where its last frame ends: one that was cut by somebody else does not, and what
+    /// is written behind the cut makes a hole of it. Waits for no disk.
+    pub(super) fn is_whole(&self) -> bool {
+        let end = self.end();
+        self.file.metadata().is_ok_and(|found| found.len() >= end)
+    }
+
     /// Appends a frame. Only one thread at a time may do so. After an error the volume is as it was.
     pub(super) fn append(&self, key: &Key, bytes: &[u8]) -> Result<Place, CacheError> {
         let at = self.end();

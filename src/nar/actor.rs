@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::cache::{Found, Key, Planned, Plans};
 use super::measure::{Joined, Line, Wanted};
 use super::read::plan_hash_while;
-use super::{Cursor, Damage, Fetcher, NarError, Origin, Plan, Segment};
+use super::{Cursor, Damage, Fetcher, Generation, NarError, Origin, Plan, Segment};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::io::files;
@@ -120,6 +120,7 @@ pub struct Actor {
     outlet: Outlet<Answer>,
     /// Hears of paths that are not what the database says.
     damages: Option<Sender<Damage>>,
+    generation: Generation,
     case_hack: bool,
     metrics: Arc<NarMetrics>,
 }
@@ -139,15 +140,16 @@ enum Want {
 
 impl Actor {
     /// An actor whose answers go to `outlet`. Who receives `damages` hears of paths that turned out not to be what the
-    /// database says. `case_hack`: see [`Plan::build`].
+    /// database says, and advances `generation` whenever a mark is set or cleared. `case_hack`: see [`Plan::build`].
     pub fn new(
         outlet: Outlet<Answer>,
         damages: Option<Sender<Damage>>,
+        generation: Generation,
         case_hack: bool,
         metrics: Arc<NarMetrics>,
     ) -> Self {
         let (plans, to_measure) = (Arc::new(Plans::new()), Arc::default());
-        Self { plans, to_measure, outlet, damages, case_hack, metrics }
+        Self { plans, to_measure, outlet, damages, generation, case_hack, metrics }
     }
 
     /// Starts `threads` threads that answer what comes in `requests`; they end when all its senders are gone.
@@ -206,8 +208,10 @@ impl Actor {
 
     fn plan(&self, path: &StorePath, (nar_hash, nar_size): (Sha256, u64), waiting: Waiting) {
         let root = Arc::clone(&waiting.root);
+        // Before the tree is looked at: what is put right meanwhile is looked at again.
+        let generation = self.generation.now();
         let key = match Origin::of(&root) {
-            Ok(origin) => Key { path: path.hash(), size: nar_size, origin },
+            Ok(origin) => Key { path: path.hash(), nar_hash, size: nar_size, origin, generation },
             Err(error) => return self.answer(waiting, &Err(error)),
         };
         match self.plans.find(&key, waiting) {
@@ -336,7 +340,7 @@ mod tests {
             let sender = sender.lock().expect("no test panics while it holds this");
             let _ = sender.send((ticket, answer));
         });
-        (Actor::new(outlet, None, false, Arc::default()), answers)
+        (Actor::new(outlet, None, Generation::default(), false, Arc::default()), answers)
     }
 
     fn open(
@@ -382,6 +386,30 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_is_made_anew_once_it_may_be_of_a_damaged_tree() {
+        let (actor, answers) = actor();
+        let (_folder, root, nar_size) = tree("contents");
+        let plan = |nar_hash| {
+            let request =
+                Request::Open { ticket: ticket(1), path: path(), root: root.clone(), nar_hash, nar_size };
+            actor.handle(request, &mut Fetcher::default());
+            match answers.try_recv() {
+                Ok((_, Answer::Opened(Ok(cursor)))) => Arc::clone(cursor.plan()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let first = plan(HASH);
+        assert!(Arc::ptr_eq(&first, &plan(HASH)));
+        assert!(!Arc::ptr_eq(&first, &plan(Sha256([8; 32]))), "a pack that it gets is of one NAR");
+        first.give_up();
+        let second = plan(HASH);
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(Arc::ptr_eq(&second, &plan(HASH)));
+        actor.generation.advance();
+        assert!(!Arc::ptr_eq(&second, &plan(HASH)));
+    }
+
+    #[test]
     fn a_wrong_size_is_an_error_before_any_byte_and_is_not_kept() {
         let (actor, answers) = actor();
         let (_folder, root, size) = tree("contents");
@@ -401,7 +429,7 @@ mod tests {
         let (actor, answers) = actor();
         let (_folder, root, size) = tree("contents");
         let origin = Origin::of(&root).expect("it is there");
-        let key = Key { path: path().hash(), size, origin };
+        let key = Key { path: path().hash(), nar_hash: HASH, size, origin, generation: 0 };
         let waiting =
             |serial| Waiting { ticket: ticket(serial), root: Arc::from(&*root), want: Want::Cursor };
         assert!(matches!(actor.plans.find(&key, waiting(7)), Found::ToMake));

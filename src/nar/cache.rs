@@ -1,25 +1,47 @@
 //! The plans that are kept, and who waits for one that is being made.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
 
 use super::{NarError, Origin, Plan};
+use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePathHash;
 use crate::limits::{PLAN_CACHE_BYTES, WAITING_MAX};
 
-/// Which tree a plan is of. A path that was deleted and made again has another root, so it is never served
-/// by the plan of the old one.
+/// Counts the changes of what is known to be damaged; clones share the count. What is put right in place keeps its root,
+/// and a plan has names, targets and modes: so a plan that was made before a mark was set or cleared is not used after.
+#[derive(Clone, Debug, Default)]
+pub struct Generation(Arc<AtomicU64>);
+
+impl Generation {
+    /// A mark was set or cleared.
+    pub fn advance(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Which NAR of which tree a plan is of. A path that was deleted and made again has another root, so it is never served
+/// by the plan of the old one; nor by the pack of another NAR, which is kept with the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     /// The path's hash part.
     pub(super) path: StorePathHash,
-    /// The NAR's size in the database.
+    /// The NAR's hash in the database.
+    pub(super) nar_hash: Sha256,
+    /// Its size in the database.
     pub(super) size: u64,
     /// What the system says of the path's root.
     pub(super) origin: Origin,
+    /// When it was asked for; see [`Generation`].
+    pub(super) generation: u64,
 }
 
 /// A plan, or why there is none.
@@ -69,7 +91,7 @@ impl<W> Plans<W> {
     /// The plan for `key`, or a place on the list of those who wait for it.
     pub(super) fn find(&self, key: &Key, waiter: W) -> Found<W> {
         let mut table = self.table();
-        if let Some(plan) = table.kept.get(key) {
+        if let Some(plan) = table.kept.get(key).filter(|plan| !plan.is_given_up()) {
             return Found::Kept(Arc::clone(plan), waiter);
         }
         if let Some(waiting) = table.making.get_mut(key) {

@@ -1,6 +1,6 @@
 //! A tree that is not what the database says.
 
-use super::{NarError, Origin};
+use super::{CASE_HACK, Cursor, NarError, Origin, Plan};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
 
@@ -43,5 +43,15 @@ impl Damage {
             _ => return None,
         };
         Some(Self { path: path.clone(), registered, found, origin })
+    }
+
+    /// The same of a NAR that was read to its end by the plan that `nar` goes by, and found to have another hash than
+    /// `registered`. That may be the plan's fault: the tree below its root was put right in place since it was made. So
+    /// the plan is given up, and where the tree makes another one by now, nothing is known of it. Walks the tree.
+    pub fn of_read(error: &NarError, registered: Sha256, nar: &Cursor) -> Option<Self> {
+        let damage = Self::of(error, registered, nar.plan().origin())?;
+        nar.plan().give_up();
+        let now = Plan::build(nar.root(), CASE_HACK).ok()?;
+        (now.framing() == nar.plan().framing()).then_some(damage)
     }
 }

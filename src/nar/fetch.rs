@@ -34,6 +34,12 @@ impl Cursor {
         Self { plan, root, pack, position: 0, end, folder: None }
     }
 
+    /// The same read from the tree itself: what is found so is of the tree.
+    #[must_use]
+    pub fn without_pack(self) -> Self {
+        Self { pack: None, ..self }
+    }
+
     /// Whether its small files come from a pack.
     pub fn is_packed(&self) -> bool {
         self.pack.is_some()
@@ -90,7 +96,7 @@ impl Cursor {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     pub fn fetch_with(&mut self, fetcher: &mut Fetcher) -> Result<Vec<Segment>, NarError> {
-        self.run(fetcher, Wait::Allowed, usize::MAX, false)
+        self.run(fetcher, Wait::Allowed, usize::MAX)
     }
 
     /// What of the bytes that come next is in memory, as [`fetch`](Self::fetch) gives it, with no more than `files`
@@ -101,16 +107,7 @@ impl Cursor {
         if files == 0 || !(self.plan.opens_at_once() || self.is_packed()) {
             return Vec::new();
         }
-        self.run(fetcher, Wait::Never, files, false).unwrap_or_default()
-    }
-
-    /// What comes next of a pack of this NAR: framing and small files, read from the store and checked as
-    /// [`fetch`](Self::fetch) does; large files are passed over. Empty at the end. Waits for the disk.
-    ///
-    /// # Errors
-    /// As [`fetch`](Self::fetch).
-    pub fn fetch_for_pack(&mut self, fetcher: &mut Fetcher) -> Result<Vec<Segment>, NarError> {
-        self.run(fetcher, Wait::Allowed, usize::MAX, true)
+        self.run(fetcher, Wait::Never, files).unwrap_or_default()
     }
 
     fn run(
@@ -118,7 +115,6 @@ impl Cursor {
         fetcher: &mut Fetcher,
         wait: Wait,
         small_files: usize,
-        skips_large: bool,
     ) -> Result<Vec<Segment>, NarError> {
         let Self { plan, root, pack, position, end, folder } = self;
         let remaining = *end - *position;
@@ -128,14 +124,13 @@ impl Cursor {
             fetcher,
             wait,
             small_files,
-            skips_large,
             remaining,
             segments: Vec::new(),
             given: 0,
             free: 0,
             files: 0,
         };
-        match pack.as_ref().filter(|_| !skips_large) {
+        match pack {
             Some(pack) => fetch.take_all(plan.packed_pieces(pack, *position))?,
             None => fetch.take_all(plan.pieces(*position))?,
         }
@@ -199,12 +194,10 @@ struct Fetch<'c> {
     wait: Wait,
     /// How many small files may be read.
     small_files: usize,
-    /// Large files are passed over.
-    skips_large: bool,
     remaining: u64,
     segments: Vec<Segment>,
     given: u64,
-    /// How much of it costs no memory here: the pack's, and what was passed over.
+    /// How much of it costs no memory here: the pack's.
     free: u64,
     /// Large files in it.
     files: usize,
@@ -244,12 +237,6 @@ impl Fetch<'_> {
                 self.fetcher.bytes.extend_from_slice(&framing[..taken]);
                 self.given += taken as u64;
                 Ok(taken == framing.len())
-            }
-            Piece::Contents { of, len, .. } if self.skips_large && of.size >= SENDFILE_MIN => {
-                let len = len.min(wanted);
-                self.given += len;
-                self.free += len;
-                Ok(true)
             }
             Piece::Contents { of, offset, len } => {
                 let len = len.min(wanted);

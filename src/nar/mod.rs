@@ -24,6 +24,7 @@ mod segment;
 mod tests;
 mod tree;
 
+pub use cache::Generation;
 pub use damage::{Damage, Evidence};
 pub use error::NarError;
 pub use fetch::{Cursor, Fetcher};

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -43,6 +44,8 @@ pub struct Plan {
     listing: Mutex<Weak<[u8]>>,
     /// Where its pack is kept, once it has been made.
     pack: Mutex<Option<Arc<dyn Pack>>>,
+    /// Whoever asks for a plan of this tree gets a new one.
+    is_given_up: AtomicBool,
 }
 
 /// Which tree a plan was made of. A path that was deleted and made again, or repaired, has another root.
@@ -153,9 +156,20 @@ impl Plan {
         self.hold_pack().is_some()
     }
 
-    /// From now on, what is sent of this NAR is taken from `pack` while that lasts.
+    /// From now on, what is sent of this NAR is taken from `pack` while that lasts. It must be of a NAR that was read
+    /// by a plan with this framing and had the hash that the database has.
     pub fn set_pack(&self, pack: Arc<dyn Pack>) {
         *self.pack.lock().unwrap_or_else(PoisonError::into_inner) = Some(pack);
+    }
+
+    /// The NAR that was read by it is not what was registered, which may be for the plan: nobody gets it any more who
+    /// asks from now on.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
     }
 
     /// The pack's bytes, if it has one that is still there.
@@ -379,6 +393,7 @@ impl<'r> Builder<'r> {
             case_hack: self.case_hack,
             listing: Mutex::new(Weak::<[u8; 0]>::new()),
             pack: Mutex::new(None),
+            is_given_up: AtomicBool::new(false),
         }
     }
 

@@ -93,14 +93,23 @@ impl Reader {
     /// # Errors
     /// When a file is not as planned or cannot be read.
     pub fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, NarError> {
+        self.fill_part(buffer).map(|(read, _)| read)
+    }
+
+    /// As [`fill`](Self::fill), and whether what was read came open, as large files do and what comes from a pack.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    pub fn fill_part(&mut self, buffer: &mut [u8]) -> Result<(usize, bool), NarError> {
         if buffer.is_empty() {
-            return Ok(0);
+            return Ok((0, false));
         }
         if self.segments.is_empty() {
             self.segments = self.cursor.fetch_with(&mut self.fetcher)?.into();
         }
+        let is_open = matches!(self.segments.front(), Some(Segment::File { .. }));
         let read = match self.segments.front() {
-            None => return Ok(0),
+            None => return Ok((0, false)),
             Some(Segment::Bytes(bytes)) => {
                 let len = bytes.len().min(buffer.len());
                 buffer[..len].copy_from_slice(&bytes[..len]);
@@ -119,7 +128,7 @@ impl Reader {
             }
         };
         self.advance(read);
-        Ok(read)
+        Ok((read, is_open))
     }
 
     /// Takes `len` bytes off the first segment.

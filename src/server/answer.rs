@@ -72,6 +72,9 @@ const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 /// A path's row can change: signatures are added, and a path that was collected can come back.
 const DAY: (&str, &str) = ("Cache-Control", "max-age=86400");
 const RANGES: (&str, &str) = ("Accept-Ranges", "bytes");
+
+/// Of this, none can.
+const NO_RANGES: (&str, &str) = ("Accept-Ranges", "none");
 const VARY: (&str, &str) = ("Vary", "Accept-Encoding");
 const ZSTD: (&str, &str) = ("Content-Encoding", "zstd");
 const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
@@ -216,7 +219,8 @@ impl<'w> Writer<'w> {
                 Body::Awaited(Source::Compressed(Box::new(stream)), lease)
             });
         }
-        let fields = [fields[0], fields[1], RANGES, ("ETag", etag)];
+        let ranges = if stream.is_alone() { NO_RANGES } else { RANGES };
+        let fields = [fields[0], fields[1], ranges, ("ETag", etag)];
         self.stream(&fields, Source::Compressed(Box::new(stream)), lease)
     }
 

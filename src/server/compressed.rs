@@ -257,8 +257,10 @@ pub(super) fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, nar: Cursor)
     // A part of what has no length yet cannot be told: where it begins in the NAR is known only when all before it is
     // compressed, and the head has to say where it ends. The NAR is read and compressed once, for all who ask. And a client of HTTP/1.0 would have the end of the connection for
     // the end of the file, which over a unix socket looks the same where it was broken off.
-    let wants_length = !exchange.is_encoded && (exchange.head_only() || exchange.wants_range());
-    let needs_length = wants_length || exchange.version == Version::H10;
+    // Without a cache, each client's is made for it alone: no part can be had, and a HEAD is answered as its GET is.
+    let is_kept = desk.site.compression.compressor.cache().is_some();
+    let wants_length = exchange.wants_range() || (exchange.head_only() && is_kept);
+    let needs_length = (wants_length && !exchange.is_encoded) || exchange.version == Version::H10;
     let when = if needs_length { When::Done } else { When::Begun };
     let encoding = desk.site.compression.of(format);
     let by = exchange.interest.insert(Arc::default());
@@ -287,8 +289,9 @@ impl<I: Io> Worker<I> {
         if let State::Asking(serial, exchange) = &seat.connection.state
             && *serial == ticket.serial
             && is_sent_plain(exchange)
+            && let Some(served) = &exchange.served
         {
-            self.rooms.have_packed(nar, self.io.now());
+            self.rooms.have_packed(served, nar, self.io.now());
         }
     }
 

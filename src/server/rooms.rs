@@ -27,6 +27,8 @@ pub struct Rooms {
     pub cache: Sender<cache::Request>,
     /// Which of them there are: a narinfo waits for that, and not behind what is being made.
     pub find: Sender<cache::Request>,
+    /// What nobody waits for is compressed; in a mailbox of its own, since nothing bounds how much that is.
+    pub behind: Sender<cache::Request>,
     /// Temporary roots.
     pub roots: Sender<roots::Request>,
     /// Roots of what is asked for, where it is kept.
@@ -114,13 +116,14 @@ impl Rooms {
     }
 
     /// Has a pack made for a NAR that is sent without one, for whoever asks next.
-    pub fn have_packed(&self, nar: &Cursor, asked: Instant) {
+    pub fn have_packed(&self, served: &Served, nar: &Cursor, asked: Instant) {
         if let Some(pack) = &self.pack
             && !nar.is_packed()
             && nar.plan().has_small_files()
         {
             // What a full mailbox refuses is asked for again with the next request.
-            let _ = pack.try_send(pack::Request { nar: nar.clone(), asked });
+            let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
+            let _ = pack.try_send(pack::Request { path, nar_hash, nar: nar.clone(), asked });
         }
     }
 
@@ -137,7 +140,7 @@ impl Rooms {
     /// Has a NAR compressed, for whoever asks next.
     pub fn have_compressed(&self, wanted: Wanted) {
         // What a full mailbox refuses is asked for again with the next request.
-        let _ = self.cache.try_send(cache::Request::Behind(wanted));
+        let _ = self.behind.try_send(cache::Request::Behind(wanted));
     }
 
     /// Hands a source to its actor, to be given back with the next segments.

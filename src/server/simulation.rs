@@ -136,6 +136,7 @@ impl<'s> Run<'s> {
                 // No client here asks for a compressed NAR.
                 cache: mailbox::bounded(1, None).0,
                 find: mailbox::bounded(1, None).0,
+                behind: mailbox::bounded(1, None).0,
                 roots,
                 keep: None,
                 // No client here is a person.
@@ -173,7 +174,10 @@ impl<'s> Run<'s> {
             database,
             databases: (stores, store_outlet),
             fetcher: Fetcher::default(),
-            nars: (nars::Actor::new(nar_outlet, None, false, metrics.nar()), nar_requests),
+            nars: (
+                nars::Actor::new(nar_outlet, None, Default::default(), false, metrics.nar()),
+                nar_requests,
+            ),
             roots: root_requests,
             files: (file_actor, file_requests, file_outlet),
             _listener: listeners,

@@ -161,8 +161,9 @@ impl Server {
         let (store, store_inbox) = mailbox::bounded(questions, None);
         let (nar, nar_inbox) = mailbox::bounded(questions, None);
         let (pack, pack_inbox) = mailbox::bounded(limits::PACK_QUEUE, None);
-        let (cache, cache_inbox) = mailbox::bounded(questions + limits::PACK_QUEUE, None);
+        let (cache, cache_inbox) = mailbox::bounded(questions, None);
         let (find, find_inbox) = mailbox::bounded(questions, None);
+        let (behind, behind_inbox) = mailbox::bounded(limits::COMPRESSING_BEHIND, None);
         let (roots, roots_inbox) = mailbox::bounded(questions, None);
         let (keep, keep_inbox) = mailbox::bounded(limits::KEEP_QUEUE, None);
         let (browse, browse_inbox) = mailbox::bounded(limits::BROWSE_QUEUE, None);
@@ -175,6 +176,7 @@ impl Server {
         watch(&mut metrics, Actor::Pack, &pack_inbox);
         watch(&mut metrics, Actor::Cache, &cache_inbox);
         watch(&mut metrics, Actor::Cache, &find_inbox);
+        watch(&mut metrics, Actor::Cache, &behind_inbox);
         watch(&mut metrics, Actor::Roots, &roots_inbox);
         watch(&mut metrics, Actor::Keep, &keep_inbox);
         watch(&mut metrics, Actor::Browse, &browse_inbox);
@@ -185,16 +187,17 @@ impl Server {
 
         let settings = &plan.store;
         let mut actors = vec![start_store(settings, &plan.keys, &metrics, store_inbox, &workers)?];
-        let (damages, quarantine) = start_quarantine(&plan, store.clone())?;
+        let generation = nar::Generation::default();
+        let (damages, quarantine) = start_quarantine(&plan, store.clone(), generation.clone())?;
         actors.push(quarantine);
-        let (nars, threads) = start_nars(&metrics, damages.clone(), &nar_inbox, &workers)?;
+        let (nars, threads) = start_nars(&metrics, damages.clone(), generation, &nar_inbox, &workers)?;
         actors.extend(threads);
         actors.push(start_roots(settings, &metrics, roots_inbox, &workers)?);
         actors.push(start_browse(settings, &metrics, browse_inbox, &workers)?);
         actors.push(start_keep(settings, &plan.keep, &metrics, keep_inbox)?);
         let (life, lives) = mailbox::bounded(1, None);
         let kept = plan.cache.as_ref().and_then(|cache| open_cache(cache, &metrics));
-        let packer = start_packs(kept.as_ref(), &metrics, pack_inbox, lives.clone())?;
+        let packer = start_packs(kept.as_ref(), damages.clone(), &metrics, pack_inbox, lives.clone())?;
         let pack = packer.is_some().then_some(pack);
         actors.extend(packer);
         let kept = kept.map(|(cache, _)| cache);
@@ -204,6 +207,7 @@ impl Server {
         let cached = cache::actor::Actor::new(compressor.clone(), outlet(&workers, worker::Message::Cache));
         actors.extend(cached.spawn("cache", limits::CACHE_THREADS, &cache_inbox)?);
         actors.extend(cached.spawn("find", 1, &find_inbox)?);
+        actors.extend(cached.spawn("behind", 1, &behind_inbox)?);
         if let Some(format) = compression.offered.filter(|_| plan.compression.is_ahead) {
             let (ahead, lives) =
                 (Ahead::new(settings, compressor.clone(), compression.of(format)), lives.clone());
@@ -217,6 +221,7 @@ impl Server {
             pack,
             cache,
             find,
+            behind,
             roots,
             keep: plan.keep.1.is_some().then_some(keep),
             browse,
@@ -422,10 +427,11 @@ fn start_store(
 fn start_quarantine(
     plan: &Plan,
     store: Sender<store_actor::Request>,
+    generation: nar::Generation,
 ) -> io::Result<(Sender<Damage>, JoinHandle<()>)> {
     let (damages, inbox) = mailbox::bounded(limits::QUARANTINE_QUEUE, None);
     let folder = Folder::new(plan.quarantine.clone());
-    let quarantine = Quarantine::open(folder, plan.store.real_store.clone(), store);
+    let quarantine = Quarantine::open(folder, plan.store.real_store.clone(), store, generation);
     Ok((damages, spawn("quarantine", move || quarantine.run(&inbox))?))
 }
 
@@ -435,11 +441,12 @@ type Nars = (nar::actor::Actor, Vec<JoinHandle<()>>);
 fn start_nars(
     metrics: &Metrics,
     damages: Sender<Damage>,
+    generation: nar::Generation,
     inbox: &Receiver<nar::actor::Request>,
     workers: &Workers,
 ) -> io::Result<Nars> {
     let outlet = outlet(workers, worker::Message::Nar);
-    let actor = nar::actor::Actor::new(outlet, Some(damages), nar::CASE_HACK, metrics.nar());
+    let actor = nar::actor::Actor::new(outlet, Some(damages), generation, nar::CASE_HACK, metrics.nar());
     let threads = actor.spawn(limits::NAR_THREADS, inbox)?;
     Ok((actor, threads))
 }
@@ -461,12 +468,13 @@ fn open_cache((folder, max_size): &(PathBuf, u64), metrics: &Metrics) -> Option<
 /// The actor that makes packs; none where nothing is kept.
 fn start_packs(
     cache: Option<&(Arc<Cache>, u64)>,
+    damages: Sender<Damage>,
     metrics: &Metrics,
     inbox: Receiver<pack::Request>,
     life: Receiver<Infallible>,
 ) -> io::Result<Option<JoinHandle<()>>> {
     let Some((cache, max_size)) = cache else { return Ok(None) };
-    let packer = Packer::new(Arc::clone(cache), *max_size, metrics.pack());
+    let packer = Packer::new(Arc::clone(cache), *max_size, Some(damages), metrics.pack());
     spawn("pack", move || packer.run(&inbox, &life)).map(Some)
 }
 

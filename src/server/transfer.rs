@@ -402,16 +402,27 @@ impl Transfer {
         files().enumerate().filter(|(at, file)| !files().take(*at).any(|earlier| earlier == *file)).count()
     }
 
-    /// Drops the ready segments of a NAR and puts its cursor back to the first unsent byte.
+    /// Drops the ready segments of a NAR, compressed or not, and puts its source back to the first unsent byte. What goes
+    /// in chunks stays: it is one fetch, with the chunks' heads in between.
     fn shed(&mut self) {
-        let Some(Source::Nar(cursor)) = &mut self.source else { return };
         if !self.head.is_empty() || self.asked != Asked::Nothing {
             return;
         }
-        cursor.seek(cursor.position() - self.ready_bytes);
-        self.unfetched += self.ready_bytes;
-        self.ready_bytes = 0;
-        self.ready = VecDeque::new();
+        let is_back = match &mut self.source {
+            Some(Source::Nar(cursor)) => {
+                cursor.seek(cursor.position() - self.ready_bytes);
+                true
+            }
+            Some(Source::Compressed(stream)) => {
+                matches!(self.framing, Framing::Length(_)) && stream.rewind(self.ready_bytes)
+            }
+            _ => false,
+        };
+        if is_back {
+            self.unfetched += self.ready_bytes;
+            self.ready_bytes = 0;
+            self.ready = VecDeque::new();
+        }
     }
 
     /// Takes `len` off what the head has promised and nobody has delivered.

@@ -26,7 +26,7 @@ use crate::formats::hash::Sha256;
 use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::limits;
 use crate::mailbox::{Receiver, Sender, Silence};
-use crate::nar::{Damage, Evidence, NarError, Origin};
+use crate::nar::{Damage, Evidence, Generation, NarError, Origin};
 
 /// The mark of a valid path that is not what the Nix database says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,6 +242,7 @@ pub struct Quarantine {
     folder: Folder,
     real_store: PathBuf,
     store: Sender<Request>,
+    generation: Generation,
     marks: BTreeMap<StorePath, Mark>,
     /// Those of them that could not be written: they hold as long as this process.
     unkept: BTreeSet<StorePath>,
@@ -251,10 +252,12 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
-    /// Reads the marks in `folder`, of paths whose files are in `real_store`, and tells `store` of them.
-    pub fn open(folder: Folder, real_store: PathBuf, store: Sender<Request>) -> Self {
+    /// Reads the marks in `folder`, of paths whose files are in `real_store`, and tells `store` of them; with each change
+    /// of them, `generation` is advanced.
+    pub fn open(folder: Folder, real_store: PathBuf, store: Sender<Request>, generation: Generation) -> Self {
         let (marks, unkept) = (BTreeMap::new(), BTreeSet::new());
-        let mut quarantine = Self { folder, real_store, store, marks, unkept, seen: None, warned: None };
+        let (seen, warned) = (None, None);
+        let mut quarantine = Self { folder, real_store, store, generation, marks, unkept, seen, warned };
         quarantine.look();
         quarantine
     }
@@ -363,6 +366,8 @@ impl Quarantine {
     }
 
     fn publish(&self) {
+        // Before anybody is served a path that is not marked any more.
+        self.generation.advance();
         let marked = self.marks.values().map(|mark| (mark.path.hash(), mark.registered)).collect();
         self.store.send(Request::Quarantine(Arc::new(marked)));
     }
@@ -432,7 +437,7 @@ mod tests {
 
     fn open(scratch: &tempfile::TempDir, store: Sender<Request>) -> Quarantine {
         let folder = Folder::new(scratch.path().join("cache/quarantine"));
-        Quarantine::open(folder, scratch.path().to_owned(), store)
+        Quarantine::open(folder, scratch.path().to_owned(), store, Generation::default())
     }
 
     #[test]

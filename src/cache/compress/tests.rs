@@ -15,8 +15,9 @@ use crate::cache::actor::{Actor, Answer, Request, When};
 use crate::cache::encode::Format;
 use crate::cache::folder::Sizes;
 use crate::cache::{Interest, Stream, Tree};
+use crate::limits::COMPRESSING_OPEN;
 use crate::mailbox::{Outlet, Ticket};
-use crate::nar::{CASE_HACK, NarError, Plan, Reader};
+use crate::nar::{CASE_HACK, NarError, Pack, Plan, Reader};
 
 const ZSTD: fn() -> Encoding = || Encoding::new(Format::Zstd, 3);
 
@@ -303,6 +304,62 @@ fn who_comes_second_costs_nothing() {
     assert_eq!(bench.compressed(), tree.nar.len() as u64);
 }
 
+/// How many volumes this process holds open that were evicted.
+#[cfg(target_os = "linux")]
+fn evicted_and_open(folder: &Path) -> usize {
+    let links = fs::read_dir("/proc/self/fd").expect("there is one").flatten();
+    let files = links.filter_map(|link| fs::read_link(link.path()).ok());
+    let is_evicted =
+        |file: &PathBuf| file.starts_with(folder) && file.to_string_lossy().ends_with(" (deleted)");
+    files.filter(is_evicted).count()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_evicted_while_it_is_made_is_not_held() {
+    let bench = Bench::new(2, Sizes { whole: 20 << 20, volume: 10 << 20 });
+    let tree = Made::new(0);
+    fs::write(tree.root.join("much"), noise(3, 50 << 20)).expect("written");
+    let tree = Made::of(tree._folder, tree.root);
+    let first = bench.open(&tree, ZSTD(), When::Begun).expect("begun");
+    let last = bench.open(&tree, ZSTD(), When::Done).expect("all of it was made");
+    // One thread may be at its last frame still.
+    assert!(evicted_and_open(bench.folder.path()) <= 1);
+    let size = last.file_size().expect("known");
+    let file = bench.read(first).expect("what is gone is made again");
+    assert_eq!(file.len() as u64, size);
+    assert!(decompressed("zstd", &file) == tree.nar);
+}
+
+#[test]
+fn who_goes_back_is_given_the_same_again() {
+    let (bench, tree) = (Bench::new(2, LARGE), Made::new(0));
+    let file = bench.compress(&tree, ZSTD());
+    let len = file.len() as u64;
+    let mut stream = bench.open(&tree, ZSTD(), When::Done).expect("known");
+    assert!(!stream.rewind(1), "it is at its start");
+    let taken = |stream| match bench.ask(Request::Fetch { ticket: TICKET, stream }) {
+        Answer::Fetched { stream, segments: Ok(segments) } => {
+            (stream, segments.iter().map(Segment::len).sum::<u64>())
+        }
+        other => panic!("{other:?}"),
+    };
+    stream.set_range(1000, len - 7);
+    let (mut stream, given) = taken(stream);
+    assert!(given > 2000);
+    let sent = given / 3;
+    assert!(stream.rewind(given - sent));
+    assert_eq!(stream.left(), Some(len - 7 - 1000 - sent));
+    // The next time, it is counted from there.
+    let (mut stream, given) = taken(stream);
+    assert!(stream.rewind(given));
+    assert!(bench.read(stream).expect("readable") == file[1000 + sent as usize..file.len() - 7]);
+    // What goes in chunks cannot go back.
+    let other = Made::new(9);
+    let mut stream = bench.open(&other, ZSTD(), When::Begun).expect("begun");
+    assert!(!stream.rewind(0));
+}
+
 #[test]
 fn a_changed_file_costs_little_more_than_itself() {
     let bench = Bench::new(2, LARGE);
@@ -353,6 +410,12 @@ fn frames_that_are_gone_are_made_again_the_same() {
     assert!(matches!(error, CompressError::Nar(NarError::HashMismatch { .. })), "{error}");
 }
 
+/// How long the chunk of a part is, in bytes.
+fn chunk_len(manifest: &Manifest, index: usize) -> u64 {
+    let piece = manifest.piece(index).expect("there is such a part");
+    piece.nar.end - piece.nar.start
+}
+
 /// Has everything evicted that was put before.
 fn evict(bench: &Bench, seed: u8) {
     for number in 0..20 {
@@ -380,7 +443,7 @@ fn of_frames_that_are_gone_a_range_makes_those_that_it_touches() {
         let (start, end) = (begin(from) + 1, parts[to].file_end - 1);
         stream.set_range(start, end);
         assert!(bench.read(stream).expect("made again") == file[start as usize..end as usize]);
-        let plain: u64 = (from..=to).map(|index| manifest.chunk_len(index)).sum();
+        let plain: u64 = (from..=to).map(|index| chunk_len(&manifest, index)).sum();
         assert_eq!(bench.compressed() - before, plain, "parts {from} to {to}");
     }
 }
@@ -413,7 +476,7 @@ fn ask_at_once(tree: &Made, roots: &[&Path]) -> (Vec<Answer>, u64) {
             assert!(given == file[begin as usize..end as usize]);
         }
     }
-    let chunks = bench.compressed() / manifest.chunk_len(part);
+    let chunks = bench.compressed() / chunk_len(&manifest, part);
     bench.end();
     thread.into_iter().for_each(|thread| thread.join().expect("it ends by itself"));
     (answers, chunks)
@@ -453,22 +516,99 @@ fn a_nar_that_is_not_what_the_database_says_is_never_sent_whole() {
     assert!(bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable").is_none());
 }
 
+/// A pack of as many bytes as it must have, none of them right.
+#[derive(Debug)]
+struct Spoilt(Arc<fs::File>);
+
+impl Pack for Spoilt {
+    fn hold(&self) -> Option<Vec<Segment>> {
+        let len = self.0.metadata().expect("it is open").len();
+        Some(vec![Segment::File { file: Arc::clone(&self.0), offset: 0, len }])
+    }
+}
+
+#[test]
+fn what_is_compressed_is_the_tree_and_not_its_pack() {
+    let (bench, tree) = (Bench::new(2, LARGE), Made::new(0));
+    let wanted = tree.wanted(ZSTD());
+    let plan = Arc::clone(wanted.nar.plan());
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(plan.packed_size()).expect("the disk has room");
+    plan.set_pack(Arc::new(Spoilt(file.into())));
+    let nar = Cursor::new(plan, Arc::clone(wanted.nar.root()));
+    assert!(nar.is_packed());
+    let request = Request::Open { ticket: TICKET, wanted: Wanted { nar, ..wanted }, when: When::Begun };
+    let Answer::Opened(Ok(stream)) = bench.ask(request) else { panic!("not begun") };
+    assert!(decompressed("zstd", &bench.read(stream).expect("a sound tree")) == tree.nar);
+}
+
+#[test]
+fn a_stale_plan_says_nothing_of_the_tree() {
+    let (mut tree, path) = (Made::new(7), "00000000000000000000000000000000-tree");
+    std::os::unix::fs::symlink("wrong", tree.root.join("share/link")).expect("made");
+    let stale = tree.wanted(ZSTD()).nar;
+    fs::remove_file(tree.root.join("share/link")).expect("removed");
+    std::os::unix::fs::symlink("right", tree.root.join("share/link")).expect("made");
+    tree.nar = dump(&tree.root);
+    let path = StorePath::from_basename(path).expect("a store path");
+    let (found, registered) = (Sha256::of(b"what was read"), tree.nar_hash());
+    let error = NarError::HashMismatch { path, found, registered };
+    assert_eq!(Damage::of_read(&error, registered, &stale), None);
+    let fresh = tree.wanted(ZSTD()).nar;
+    assert!(
+        Damage::of_read(&error, registered, &fresh).is_some_and(|damage| damage.registered == registered)
+    );
+}
+
 #[test]
 fn without_a_place_for_frames_it_is_still_sent() {
-    // Each volume takes a frame or two, and there is no folder for a second one.
-    let (bench, tree) = (Bench::new(2, Sizes { whole: 1 << 30, volume: 10 << 20 }), Made::new(0));
+    // The first volume takes a frame or two, and there is no folder for a second one.
+    let (bench, tree) = (Bench::new(2, Sizes { whole: 1 << 30, volume: 5 << 20 }), Made::new(0));
     let right = Bench::new(2, LARGE).compress(&tree, ZSTD());
     bench.cache().put(&Key::of("first", b"x"), b"x").expect("kept");
     fs::remove_dir_all(bench.folder.path().join("cache")).expect("removed");
+    fs::write(bench.folder.path().join("cache"), "in the way").expect("written");
     let file = bench.compress(&tree, ZSTD());
     assert!(file == right);
     assert!(bench.compress(&tree, ZSTD()) == right, "and again");
+    // Nor does it cost whoever wants a part anything but time.
+    let whole = || bench.open(&tree, ZSTD(), When::Done).expect("its length is found");
+    assert_eq!(whole().file_size(), Some(right.len() as u64));
+    for (start, end) in [(0, right.len()), (1_000_000, right.len()), (right.len() - 5, right.len())] {
+        let mut stream = whole();
+        stream.set_range(start as u64, end as u64);
+        assert!(bench.read(stream).expect("made again") == right[start..end], "{start}..{end}");
+    }
+    // Who is sent what is in memory has a turn, of which there are so many.
+    let turns: Vec<_> = (0..COMPRESSING_ALONE).map(|_| bench.compressor.alone().expect("a turn")).collect();
+    let Err(cut) = bench.read(whole()) else { panic!("one too many") };
+    assert!(matches!(cut.1, CompressError::TooMany), "{}", cut.1);
+    drop(turns);
+    assert!(bench.read(whole()).expect("their memory is free") == right);
     // Nor where there never was one.
     let Bench { actor, answers, compressor, metrics, threads, folder } = Bench::new(2, LARGE);
     let none = Compressor::new(None, None, Arc::clone(&metrics));
     let bench = Bench { actor: actor.with(none), answers, compressor, metrics, threads, folder };
     assert!(bench.compress(&tree, ZSTD()) == right);
     assert!(matches!(bench.open(&tree, ZSTD(), When::Done), Err(CompressError::NoCache)));
+}
+
+#[test]
+fn a_folder_that_is_deleted_is_made_again_however_much_there_is_to_do() {
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(7));
+    bench.cache().put(&Key::of("first", b"x"), b"x").expect("kept");
+    let folder = bench.folder.path().join("cache");
+    let next = || bench.compressor.0.next().expect("there is something to do");
+    let want = |number: u8| {
+        let nar_hash = Sha256::of(&[number]);
+        bench.compressor.compress(Wanted { nar_hash, ..tree.wanted(ZSTD()) }).expect("it has a place");
+    };
+    (0..3).for_each(want);
+    drop(next());
+    fs::remove_dir_all(&folder).expect("removed");
+    bench.compressor.0.state().looked = None;
+    drop(next());
+    assert!(folder.join("lock").exists());
 }
 
 #[test]
