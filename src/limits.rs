@@ -312,6 +312,17 @@ pub const DEBUG_ROWS: i64 = 10_000;
 /// How often the store is looked at for new debug symbols. People with a debugger ask for them, some time after a build.
 pub const DEBUG_REFRESH: Duration = Duration::from_secs(5);
 
+// Documents that are encoded on the way.
+
+/// A listing, log or page is encoded from so many bytes on, where that is set. What is shorter is with the client after
+/// one round trip in any case: a connection begins with some 14 KB.
+pub const ENCODED_MIN: usize = 16 << 10;
+
+/// The level of zstd for them: some 300 MB a second.
+pub const ENCODED_LEVEL: i32 = 3;
+
+const _: () = assert!(ENCODED_MIN <= LOG_PART, "of a log in parts, each but the last is worth it");
+
 // What people look at.
 
 /// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are answered
@@ -489,8 +500,8 @@ const _: () = assert!(CHUNK_MAX + (CHUNK_MAX >> 7) <= CACHE_FRAME_MAX, "a chunk 
 /// systems.
 pub const FILES_REMEMBERED: usize = 32_768;
 
-/// Threads that answer what workers ask about compressed NARs. They read an inventory that is in memory, check frames
-/// before their first use, and make those again that were evicted.
+/// Threads that answer what workers ask about compressed NARs. They read an inventory that is in memory, and check frames
+/// before their first use.
 pub const CACHE_THREADS: usize = 2;
 
 /// How many NARs that somebody waits for are in the middle of being compressed. Each holds what was read and not cut yet,

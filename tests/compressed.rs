@@ -121,10 +121,15 @@ fn ranges_warm_and_cold() {
     let path = add(&store, "ranges", 1);
     let server = compressing(&store, cache.path(), "zstd").start();
     let url = server.nar_url(&path);
-    // Cold: the part is sent once the whole is known.
+    // Cold: the part is sent once the whole is known, and whoever else asks meanwhile has the same made.
+    let mut other = server.connect();
+    other.request("GET", &url, &["Range: bytes=2000000-2000009"]);
     let end = server.connect().get_with(&url, &["Range: bytes=1000000-"]);
     assert_eq!(end.status, 206, "{}", server.log());
     let whole = server.get(&url);
+    assert!(other.read("GET").body == whole.body[2_000_000..2_000_010]);
+    let made = server.metric("harmonia_compress_frame_bytes_total", &[]);
+    assert_eq!(made, whole.body.len() as f64, "nothing was made twice");
     assert!(whole.body[1_000_000..] == end.body);
     assert!(decompressed("zstd", &whole.body) == store.dump(&path));
     let length = whole.body.len();
@@ -308,4 +313,29 @@ fn a_plain_nar_is_encoded_on_the_way_only_where_that_is_set() {
         .arg(format!("{}{url}", server.url()))
         .output();
     assert!(curl.expect("curl runs").stdout == nar, "curl decodes what it asks for");
+}
+
+#[test]
+fn what_its_client_gave_up_is_compressed_behind_what_others_wait_for() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let [given_up, wanted] =
+        [1, 2].map(|seed| store.add(&format!("large-{seed}"), |tree| write(tree, noise(seed, 40_000_000))));
+    let server = Settings::of(&store)
+        .line(&format!("cache_dir = {:?}", cache.path()))
+        .line("workers = 1")
+        .line("compression = 'zstd'")
+        .line("compression_level = 12")
+        .line("compression_threads = 1")
+        .start();
+    let [first, second] = [&given_up, &wanted].map(|path| server.nar_url(path));
+    let mut client = server.connect();
+    assert_eq!(client.request("GET", &first, &[]).read_head().status, 200);
+    client.take(1).expect("a frame was made");
+    client.finish();
+    // Both take as long. In turns, the one that was begun first would end first.
+    let whole = server.get(&second);
+    assert_eq!(field(&server.narinfo(&given_up), "FileHash"), None);
+    assert!(decompressed("zstd", &whole.body) == store.dump(&wanted));
+    // And it goes on.
+    poll("the other to be compressed", COMPRESS_LIMIT, || field(&server.narinfo(&given_up), "FileHash"));
 }

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use support::server::Settings;
 use support::store::hash_of;
 use support::wire::Cut;
-use support::{Connection, Kind, Server, Store, noise, poll, succeed, wait_until, write};
+use support::{Connection, Kind, Server, Store, is_root, noise, poll, succeed, wait_until, write};
 
 fn add(store: &Store, name: &str) -> String {
     store.add(name, |tree| write(tree.join("a"), name))
@@ -343,6 +343,30 @@ fn a_broken_key_is_named_and_never_shown() {
     let said = Settings::of(&store).keys(&[&broken]).refuses();
     assert!(said.contains("broken.secret"), "{said}");
     assert!(!said.contains("c2VjcmV0"), "{said}");
+}
+
+#[test]
+fn who_may_not_read_a_key_is_named_with_what_to_do() {
+    let store = Store::new(Kind::Chroot);
+    let (secret, _) = store.key("cache.example-1");
+    if is_root() {
+        let said = Settings::of(&store).keys(&[&secret]).unprivileged().refuses();
+        let expected =
+            format!("cannot read {}: Permission denied (os error 13); the server runs as ", secret.display());
+        assert!(said.contains(&expected), "{said}");
+        assert!(
+            said.contains("(uid 65534)")
+                && said.contains("chown 65534 /")
+                && said.contains("LoadCredential=")
+        );
+    }
+    // nix-serve's variable.
+    let server = Settings::of(&store).environment("NIX_SECRET_KEY_FILE", "/etc/key").start();
+    assert!(
+        server.log().contains("NIX_SECRET_KEY_FILE is nix-serve's and has no effect"),
+        "{}",
+        server.log()
+    );
 }
 
 #[test]

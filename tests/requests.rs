@@ -154,8 +154,11 @@ fn a_trusted_proxy_says_by_header_whom_a_connection_is_for() {
     let mut binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0f".to_vec();
     binary.extend([192, 0, 2, 7, 198, 51, 100, 1, 0xdc, 4, 1, 0xbb, 4, 0, 0]);
     let ok = |answer: String| assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // Two workers log in no order, so each line is waited for.
     ok(raw(&server, &[&[&line[..], request].concat()]));
+    wait_for(&server, 1);
     ok(raw(&server, &[&line[..7], &line[7..], &request[..]]));
+    wait_for(&server, 2);
     ok(raw(&server, &[&[&binary[..5]].concat(), &[&binary[5..], &request[..9]].concat(), &request[9..]]));
     let lines = wait_for(&server, 3);
     let clients: Vec<&str> = lines.iter().filter_map(|line| line.split(' ').nth(1)).collect();

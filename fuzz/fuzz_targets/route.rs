@@ -1,12 +1,13 @@
 //! Any bytes as a request target.
 #![no_main]
 
-use harmonia::http::Target;
+use harmonia::http::{Parsed, parse};
 use harmonia::server::route::Route;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let Some(target) = Target::parse(data) else { return };
-    let route = Route::of(&target);
+    let head = [b"GET ", data, b" HTTP/1.1\r\nHost: x\r\n\r\n"].concat();
+    let Ok(Parsed::Complete { request, .. }) = parse(&head) else { return };
+    let route = Route::of(&request.target);
     route.label();
     if let Route::Serve { inner, .. } = &route {
         // What is walked in a store path cannot leave it.

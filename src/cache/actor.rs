@@ -27,6 +27,9 @@ pub enum Request {
         nar_hash: Sha256,
         /// Where the path really is, should a frame have to be made again.
         root: Arc<Path>,
+        /// Of which bytes, from and up to, the first frames are wanted at once, as far as they are there. Those beyond
+        /// the end do not count.
+        first: Option<(u64, u64)>,
     },
     /// Compress a NAR that nobody waits for. Not answered.
     Behind(Wanted),
@@ -123,11 +126,15 @@ impl Actor {
     /// Answers one request. One that waits for a job is answered by the thread that moves the job on.
     pub fn handle(&self, request: Request) {
         match request {
-            Request::Find { ticket, encoding, nar_hash, root } => {
-                let found = self.find(&encoding, &nar_hash, root).unwrap_or_else(|error| {
+            Request::Find { ticket, encoding, nar_hash, root, first } => {
+                let mut found = self.find(&encoding, &nar_hash, root).unwrap_or_else(|error| {
                     self.compressor.cache_failed(&error);
                     None
                 });
+                if let (Some(stream), Some((start, end))) = (&mut found, first) {
+                    stream.set_range(start, end);
+                    stream.fetch_first(&self.compressor);
+                }
                 self.outlet.send(ticket, Answer::Found(found));
             }
             // Should it fail, that has been told where it failed.

@@ -4,19 +4,23 @@
 //! Between two chunks of one NAR the others get their turn, so that a large one holds nobody up. What a thread has in
 //! hand is one chunk and its frame; what is in the middle holds the rest that was cut off, a folder and a file, and only
 //! so many are (`COMPRESSING_OPEN`, and one a thread of those that nobody waits for).
+//!
+//! A NAR whose last client has given up goes on behind all that somebody waits for, and gives back what it holds. What
+//! was made of it stays, and who comes back finds it as far as it has come.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use bytes::Bytes;
 use sha2::Digest;
 
+use super::again::{Again, Missing, Remaking};
 use super::encode::{EncodeError, Encoder, Encoding};
-use super::job::{CompressError, Input, Job, Made};
+use super::job::{CompressError, Input, Interest, Job, Made};
 use super::manifest::Manifest;
 use super::{Cache, CacheError, Key, ManifestKey};
 use crate::causes::with_causes;
@@ -38,8 +42,8 @@ pub struct Wanted {
     pub nar: Cursor,
     /// Into what.
     pub encoding: Encoding,
-    /// Somebody waits for it: it goes before those that nobody waits for.
-    pub is_urgent: bool,
+    /// Who waits for it, and as long as they do: it goes before those that nobody waits for.
+    pub by: Option<Weak<Interest>>,
 }
 
 /// What becomes of a wish.
@@ -68,21 +72,40 @@ struct Shared {
     told: Mutex<Option<Instant>>,
     /// Has a clone with each client that frames are made for alone.
     alone: Arc<()>,
+    /// How many threads there are.
+    threads: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// NARs that somebody waits for and that have had no turn yet.
+    /// NARs that somebody waits for, or did, and that have had no turn yet.
     waiting: VecDeque<Task>,
     /// Those that have, at most [`COMPRESSING_OPEN`], while none of their chunks is being read.
     urgent: VecDeque<Task>,
-    /// Those that nobody waits for: the first is finished before the second is begun.
+    /// Those that nobody waits for, or not any more: the first is finished before the second is begun.
     behind: VecDeque<Task>,
+    /// Those that were given up and for which there is no place behind.
+    dropped: Vec<Arc<Job>>,
+    /// Frames that are to be made again.
+    again: VecDeque<Again>,
+    /// Those of them that are not made yet, so that whoever wants the same shares it.
+    remaking: HashMap<Key, Arc<Remaking>>,
+    /// The last turn was that of a frame.
+    was_again: bool,
     /// Has a clone in each task that was begun while somebody waited for it.
     turns: Arc<()>,
     /// Every NAR under way, so that whoever wants the same shares it.
     jobs: HashMap<(Sha256, Encoding), Arc<Job>>,
     is_ending: bool,
+}
+
+/// What a thread does next.
+#[derive(Debug)]
+enum Turn {
+    /// A chunk of a NAR.
+    Chunk(Box<Task>),
+    /// A frame that is gone.
+    Frame(Again),
 }
 
 /// The part of a job that one thread at a time has.
@@ -107,8 +130,8 @@ impl Compressor {
         metrics: Arc<CompressMetrics>,
     ) -> Self {
         let (state, wake, finished) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        let (told, alone) = (Mutex::default(), Arc::default());
-        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone }))
+        let (told, alone, threads) = (Mutex::default(), Arc::default(), AtomicUsize::new(0));
+        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, threads }))
     }
 
     /// How many NARs were compressed so far: while it is the same, nothing that was not there is.
@@ -126,6 +149,7 @@ impl Compressor {
             let name = format!("compress-{number}");
             thread::Builder::new().name(name).spawn(move || compressor.run())
         };
+        self.0.threads.fetch_add(threads, Ordering::Relaxed);
         (0..threads).map(start).collect()
     }
 
@@ -136,9 +160,12 @@ impl Compressor {
         state.waiting.clear();
         state.urgent.clear();
         state.behind.clear();
+        state.again.clear();
         let jobs: Vec<_> = state.jobs.drain().map(|(_, job)| job).collect();
+        let remaking: Vec<_> = state.remaking.drain().map(|(_, remaking)| remaking).collect();
         drop(state);
         self.0.wake.notify_all();
+        remaking.iter().for_each(|remaking| remaking.ended(Err(CompressError::Ended)));
         for job in jobs {
             job.fail(CompressError::Ended);
             job.wake();
@@ -165,7 +192,7 @@ impl Compressor {
     /// # Errors
     /// When the cache cannot be read, or the threads are about to end.
     pub fn compress(&self, wanted: Wanted) -> Result<Compressing, CompressError> {
-        let Wanted { path, nar_hash, nar, encoding, is_urgent } = wanted;
+        let Wanted { path, nar_hash, nar, encoding, by } = wanted;
         if self.0.cache.is_none() {
             return Err(CompressError::NoCache);
         }
@@ -173,8 +200,12 @@ impl Compressor {
         let mut state = self.0.state();
         if let Some(job) = state.jobs.get(&(nar_hash, encoding)) {
             let job = Arc::clone(job);
-            if is_urgent && !job.is_urgent.swap(true, Ordering::Relaxed) {
-                state.hasten(&job);
+            if let Some(by) = by {
+                let was_wanted = job.is_wanted();
+                job.want(by);
+                if !was_wanted {
+                    state.hasten(&job);
+                }
             }
             self.0.metrics.shared();
             return Ok(Compressing::Job(job));
@@ -185,10 +216,10 @@ impl Compressor {
         if state.is_ending {
             return Err(CompressError::Ended);
         }
-        if !is_urgent && state.behind.len() >= COMPRESSING_BEHIND {
+        if by.is_none() && state.behind.len() >= COMPRESSING_BEHIND {
             return Err(CompressError::TooMany);
         }
-        let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, is_urgent));
+        let job = Arc::new(Job::new(path, nar.plan().origin(), nar_hash, encoding, by));
         let input = Input::new(nar);
         state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0, turn: None });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
@@ -220,9 +251,20 @@ impl Compressor {
 
     fn run(&self) {
         let mut encoder = None;
-        while let Some(task) = self.0.next() {
-            self.step(task, &mut encoder);
+        while let Some(turn) = self.0.next() {
+            match turn {
+                Turn::Chunk(task) => self.step(*task, &mut encoder),
+                Turn::Frame(again) => self.make_again(&again, &mut encoder),
+            }
         }
+    }
+
+    fn make_again(&self, Again { missing, remaking }: &Again, encoder: &mut Option<Encoder>) {
+        let made = missing.read().map_err(CompressError::from);
+        let made = made.and_then(|chunk| frame_or_bytes(&self.0, missing.encoding, &chunk, encoder));
+        let made = made.and_then(|made| missing.check(made));
+        self.0.state().remaking.remove(&missing.key);
+        remaking.ended(made);
     }
 
     /// One chunk of one NAR.
@@ -231,12 +273,14 @@ impl Compressor {
         if job.has_ended() {
             return self.finish(&job);
         }
-        let chunk = match task.input.next(|bytes| task.hasher.update(bytes)) {
+        let chunk = match task.input.next() {
             Ok(Some(chunk)) => chunk,
             // A NAR is never empty, and its last chunk is not put back.
             Ok(None) => return,
             Err(error) => return self.failed(&job, error.into()),
         };
+        // What was only read is not hashed yet: it may be let go, and be something else when it is read again.
+        task.hasher.update(&chunk);
         let index = task.next;
         let is_last = task.input.is_at_end();
         let nar_hash = is_last.then(|| Sha256(task.hasher.clone().finalize().into()));
@@ -329,6 +373,22 @@ fn frame(
     Ok((key, frame.pin_unmarked().unwrap_or_else(|| Segment::Bytes(made.into()))))
 }
 
+/// The same where it is sent from memory if it cannot be kept.
+fn frame_or_bytes(
+    shared: &Shared,
+    encoding: Encoding,
+    chunk: &[u8],
+    encoder: &mut Option<Encoder>,
+) -> Result<(Key, Segment), CompressError> {
+    match frame(shared, encoding, chunk, encoder) {
+        Err(CompressError::Cache(_) | CompressError::NoCache) => {
+            let made = encode(shared, encoding, chunk, encoder)?;
+            Ok((encoding.key(chunk), Segment::Bytes(made.into())))
+        }
+        other => other,
+    }
+}
+
 fn encode(
     shared: &Shared,
     encoding: Encoding,
@@ -359,6 +419,30 @@ impl Compressor {
         }
     }
 
+    /// Has a frame made again, unless that is under way: then it may be of another path's tree. Also says whether it is
+    /// not. Returns at once.
+    pub(super) fn remake(&self, missing: Missing) -> (Arc<Remaking>, bool) {
+        let mut state = self.0.state();
+        if let Some(remaking) = state.remaking.get(&missing.key) {
+            return (Arc::clone(remaking), false);
+        }
+        let remaking = Arc::<Remaking>::default();
+        if state.is_ending {
+            remaking.ended(Err(CompressError::Ended));
+            return (remaking, true);
+        }
+        state.remaking.insert(missing.key, Arc::clone(&remaking));
+        state.again.push_back(Again { missing, remaking: Arc::clone(&remaking) });
+        drop(state);
+        self.0.wake.notify_one();
+        (remaking, true)
+    }
+
+    /// How many frames can be made at once.
+    pub(super) fn threads(&self) -> usize {
+        self.0.threads.load(Ordering::Relaxed)
+    }
+
     /// See [`Shared::cache_failed`].
     pub(super) fn cache_failed(&self, error: &CacheError) {
         self.0.cache_failed(error);
@@ -380,14 +464,7 @@ impl Compressor {
         encoding: Encoding,
         chunk: &[u8],
     ) -> Result<(Key, Segment), CompressError> {
-        let mut encoder = None;
-        match frame(&self.0, encoding, chunk, &mut encoder) {
-            Err(CompressError::Cache(_) | CompressError::NoCache) => {
-                let made = encode(&self.0, encoding, chunk, &mut encoder)?;
-                Ok((encoding.key(chunk), Segment::Bytes(made.into())))
-            }
-            other => other,
-        }
+        frame_or_bytes(&self.0, encoding, chunk, &mut None)
     }
 }
 
@@ -399,25 +476,52 @@ impl fmt::Debug for Shared {
 
 impl State {
     fn push(&mut self, task: Task) {
-        let is_urgent = task.job.is_urgent.load(Ordering::Relaxed);
-        match (is_urgent, &task.turn) {
+        match (task.job.is_wanted(), &task.turn) {
             (true, Some(_)) => self.urgent.push_back(task),
             (true, None) => self.waiting.push_back(task),
+            (false, Some(_)) => self.give_up(task),
             // Begun or not: what was begun holds memory, and goes on before another is.
             (false, _) if task.next > 0 => self.behind.push_front(task),
             (false, _) => self.behind.push_back(task),
         }
     }
 
+    /// Frames that are made again and NARs have their turns one after the other.
+    fn turn(&mut self) -> Option<Turn> {
+        let frame = if self.was_again { None } else { self.again.pop_front() };
+        let turn = frame.map(Turn::Frame).or_else(|| self.pop().map(|task| Turn::Chunk(task.into())));
+        let turn = turn.or_else(|| self.again.pop_front().map(Turn::Frame));
+        self.was_again = matches!(turn, Some(Turn::Frame(_)));
+        turn
+    }
+
     /// Whoever has had no turn comes first, so that its client sees a beginning; then those that have, in turn.
     fn pop(&mut self) -> Option<Task> {
-        let open = Arc::strong_count(&self.turns) - 1;
-        if open < COMPRESSING_OPEN
-            && let Some(task) = self.waiting.pop_front()
-        {
-            return Some(Task { turn: Some(Arc::clone(&self.turns)), ..task });
+        loop {
+            let open = Arc::strong_count(&self.turns) - 1;
+            let first = if open < COMPRESSING_OPEN { self.waiting.pop_front() } else { None };
+            let Some(task) = first.or_else(|| self.urgent.pop_front()) else {
+                return self.behind.pop_front();
+            };
+            if task.job.is_wanted() {
+                let turn = task.turn.or_else(|| Some(Arc::clone(&self.turns)));
+                return Some(Task { turn, ..task });
+            }
+            self.give_up(task);
         }
-        self.urgent.pop_front().or_else(|| self.behind.pop_front())
+    }
+
+    /// Nobody waits for it any more.
+    fn give_up(&mut self, mut task: Task) {
+        task.turn = None;
+        task.input.let_go();
+        if self.behind.len() < COMPRESSING_BEHIND {
+            self.behind.push_back(task);
+        } else {
+            // Its frames are kept. While the table is locked, nobody comes back to it.
+            self.jobs.remove(&(task.job.nar_hash, task.job.encoding));
+            self.dropped.push(task.job);
+        }
     }
 
     /// Somebody waits for a job that nobody waited for.
@@ -429,14 +533,16 @@ impl State {
 
 impl Shared {
     /// What to do next; `None` at the end. With nothing to do, it is looked after the cache's folder.
-    fn next(&self) -> Option<Task> {
+    fn next(&self) -> Option<Turn> {
         let mut state = self.state();
         loop {
             if state.is_ending {
                 return None;
             }
-            if let Some(task) = state.pop() {
-                return Some(task);
+            let turn = state.turn();
+            state = self.forget_dropped(state);
+            if let Some(turn) = turn {
+                return Some(turn);
             }
             let waited = self.wake.wait_timeout(state, CACHE_LOOK).unwrap_or_else(PoisonError::into_inner);
             state = waited.0;
@@ -467,6 +573,22 @@ impl Shared {
             state.push(task);
             self.wake.notify_one();
         }
+        drop(self.forget_dropped(state));
+    }
+
+    /// Tells whoever still listens to jobs that have no place any more: nobody but those who have given up.
+    fn forget_dropped<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        if state.dropped.is_empty() {
+            return state;
+        }
+        let dropped = std::mem::take(&mut state.dropped);
+        drop(state);
+        for job in dropped {
+            self.metrics.ended();
+            job.fail(CompressError::TooMany);
+            job.wake();
+        }
+        self.state()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -7,7 +7,7 @@ use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
 use zstd_safe::{CCtx, CParameter};
 
 use super::Key;
-use crate::limits::CHUNK_MAX;
+use crate::limits::{CHUNK_MAX, ENCODED_LEVEL};
 
 /// The number of the rules in [`super::layout`]: part of every encoding id.
 pub(super) const LAYOUT: u32 = 1;
@@ -149,6 +149,14 @@ impl Encoder {
         frame.shrink_to_fit();
         Ok(frame)
     }
+}
+
+/// A document, or a part of one, as a zstd frame that stands alone; `None` where there is no memory for it.
+pub fn document(plain: &[u8]) -> Option<Vec<u8>> {
+    let mut frame = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
+    zstd_safe::compress(&mut frame, plain, ENCODED_LEVEL).ok()?;
+    frame.shrink_to_fit();
+    Some(frame)
 }
 
 fn zstd_error(code: zstd_safe::ErrorCode) -> EncodeError {

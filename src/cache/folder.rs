@@ -150,18 +150,18 @@ impl Cache {
     /// When the inventory or a volume cannot be read, or the frame is damaged: then it is forgotten, so that this is
     /// said once. To the caller all of it means that the frame is not there.
     pub fn get(&self, key: &Key) -> Result<Option<Frame>, CacheError> {
-        if let Some(frame) = self.known().frames.get(key) {
+        if let Some(frame) = self.known_now().frames.get(key) {
             return Ok(Some(frame.clone()));
         }
         let Some(place) = lock(&self.reader).frame(key)? else { return Ok(None) };
-        let Some(volume) = self.known().volumes.get(&place.volume).cloned() else { return Ok(None) };
+        let Some(volume) = self.known_now().volumes.get(&place.volume).cloned() else { return Ok(None) };
         if let Err(error) = volume.read(key, place) {
             if let CacheError::Damaged { .. } = error {
                 lock(&self.inventory).forget(key, place)?;
             }
             return Err(error);
         }
-        let mut known = self.known();
+        let mut known = self.known_now();
         if !known.volumes.contains_key(&place.volume) {
             // Evicted while it was read. If it was carried over, its new place is known.
             return Ok(known.frames.get(key).cloned());
@@ -170,12 +170,17 @@ impl Cache {
         Ok(Some(frame.clone()))
     }
 
+    /// The frame with this key, if it was put, or got and checked, in this process. Waits for nothing.
+    pub(super) fn known(&self, key: &Key) -> Option<Frame> {
+        self.known_now().frames.get(key).cloned()
+    }
+
     /// Whether a frame is there, as far as the inventory says.
     ///
     /// # Errors
     /// When the inventory cannot be read.
     pub fn has(&self, key: &Key) -> Result<bool, CacheError> {
-        Ok(self.known().frames.contains_key(key) || lock(&self.reader).frame(key)?.is_some())
+        Ok(self.known_now().frames.contains_key(key) || lock(&self.reader).frame(key)?.is_some())
     }
 
     /// Keeps a frame. Where one with this key is there already, that one is given, and nothing is written.
@@ -207,7 +212,7 @@ impl Cache {
     /// # Errors
     /// When the inventory cannot be read.
     pub fn manifest(&self, key: &ManifestKey) -> Result<Option<Bytes>, CacheError> {
-        if let Some(body) = self.known().manifests.get(key) {
+        if let Some(body) = self.known_now().manifests.get(key) {
             return Ok(Some(body.clone()));
         }
         lock(&self.reader).manifest(key)
@@ -222,7 +227,7 @@ impl Cache {
         let is_due = {
             let mut appender = self.appender();
             appender.batch.manifests.insert(key, body.clone());
-            self.known().manifests.insert(key, body.clone());
+            self.known_now().manifests.insert(key, body.clone());
             appender.added(body.len() as u64)
         };
         if is_due { self.sync() } else { Ok(()) }
@@ -235,7 +240,7 @@ impl Cache {
     pub fn forget_manifest(&self, key: &ManifestKey) -> Result<(), CacheError> {
         let inventory = lock(&self.inventory);
         self.appender().batch.manifests.remove(key);
-        self.known().manifests.remove(key);
+        self.known_now().manifests.remove(key);
         inventory.forget_manifest(key)
     }
 
@@ -261,7 +266,7 @@ impl Cache {
     pub fn contents(&self) -> Result<Contents, CacheError> {
         self.sync()?;
         let (frames, frame_bytes) = lock(&self.reader).totals()?;
-        let known = self.known();
+        let known = self.known_now();
         Ok(Contents {
             frames,
             frame_bytes,
@@ -294,7 +299,7 @@ impl Cache {
         *reader = Inventory::connect(&self.folder)?;
         *inventory = opened;
         *appender = Appender::default();
-        *self.known() = Known::default();
+        *self.known_now() = Known::default();
         *self::lock(&self.lock) = lock;
         appender.volume = self.recover(&mut inventory, is_new)?;
         Ok(())
@@ -339,9 +344,9 @@ impl Cache {
                 let batch = Batch { frames, ..Batch::default() };
                 inventory.commit(&batch, Some((number, volume.end())))?;
             }
-            self.known().volumes.insert(number, Arc::new(volume));
+            self.known_now().volumes.insert(number, Arc::new(volume));
         }
-        let last = self.known().volumes.last_key_value().map(|(_, volume)| Arc::clone(volume));
+        let last = self.known_now().volumes.last_key_value().map(|(_, volume)| Arc::clone(volume));
         // A longer one is of a time with a higher bound, and nothing is appended to it.
         let last = last.filter(|last| last.end() <= self.sizes.volume);
         self.make_room(inventory, last.as_ref(), Carry::Nothing)?;
@@ -352,7 +357,7 @@ impl Cache {
     fn append(&self, key: &Key, bytes: &[u8]) -> Result<Option<(Frame, bool)>, CacheError> {
         let mut appender = self.appender();
         // Somebody else may have put the same just now.
-        if let Some(frame) = self.known().frames.get(key) {
+        if let Some(frame) = self.known_now().frames.get(key) {
             return Ok(Some((frame.clone(), false)));
         }
         let len = bytes.len() as u64;
@@ -361,7 +366,7 @@ impl Cache {
         };
         let place = volume.append(key, bytes)?;
         let frame = Frame::new(&volume, place, 0);
-        self.known().frames.insert(*key, frame.clone());
+        self.known_now().frames.insert(*key, frame.clone());
         appender.batch.frames.push((*key, place));
         Ok(Some((frame, appender.added(len))))
     }
@@ -381,7 +386,7 @@ impl Cache {
         if let Err(error) = self.settle(&mut inventory, &taken) {
             return Err(self.unsettled(&mut inventory, &mut appender, taken, error));
         }
-        let last = self.known().volumes.last_key_value().map(|(&number, _)| number);
+        let last = self.known_now().volumes.last_key_value().map(|(&number, _)| number);
         let on_disk = volume::list(&self.folder)?.into_iter().max();
         let number = last.max(on_disk).map_or(0, |number| number + 1);
         inventory.add_volume(number)?;
@@ -394,7 +399,7 @@ impl Cache {
                 return Err(error);
             }
         };
-        self.known().volumes.insert(number, Arc::clone(&volume));
+        self.known_now().volumes.insert(number, Arc::clone(&volume));
         appender.volume = Some(Arc::clone(&volume));
         self.make_room(&mut inventory, Some(&volume), Carry::Used)
     }
@@ -416,7 +421,7 @@ impl Cache {
             let evicted = inventory.evict(oldest.number(), &rows)?;
             self.metrics.evicted(evicted);
             self.metrics.carried_over(rows.len() as u64);
-            let mut known = self.known();
+            let mut known = self.known_now();
             known.frames.retain(|_, frame| frame.place().volume != oldest.number());
             known.frames.extend(moved);
             known.volumes.remove(&oldest.number());
@@ -428,7 +433,7 @@ impl Cache {
 
     /// The oldest volume, where all but `last` come to more than the bound leaves beside `reserved` bytes.
     fn oldest_beyond(&self, reserved: u64, last: Option<&Arc<Volume>>) -> Option<Arc<Volume>> {
-        let known = self.known();
+        let known = self.known_now();
         let is_other = |volume: &&Arc<Volume>| last.is_none_or(|last| last.number() != volume.number());
         let held: u64 = known.volumes.values().filter(is_other).map(|volume| volume.end()).sum();
         let oldest = known.volumes.values().find(is_other);
@@ -439,7 +444,7 @@ impl Cache {
     /// will be made again.
     fn carry_over(&self, from: &Volume, into: &Arc<Volume>) -> Result<Vec<(Key, Frame)>, CacheError> {
         let mut used: Vec<(Key, Frame)> = {
-            let known = self.known();
+            let known = self.known_now();
             let is_used = |frame: &Frame| frame.place().volume == from.number() && frame.uses() > 0;
             let used = known.frames.iter().filter(|(_, frame)| is_used(frame));
             used.map(|(key, frame)| (*key, frame.clone())).collect()
@@ -472,7 +477,7 @@ impl Cache {
             volume.file().sync_data().map_err(failed(volume.path(), "force to the disk"))?;
         }
         inventory.commit(batch, volume.as_ref().map(|(volume, end)| (volume.number(), *end)))?;
-        let mut known = self.known();
+        let mut known = self.known_now();
         for (key, body) in &batch.manifests {
             if known.manifests.get(key) == Some(body) {
                 known.manifests.remove(key);
@@ -497,7 +502,7 @@ impl Cache {
                 appender.volume = None;
                 appender.batch.frames.clear();
             }
-            let mut known = self.known();
+            let mut known = self.known_now();
             known.volumes.remove(&volume.number());
             known.frames.retain(|_, frame| frame.place().volume != volume.number());
             drop(known);
@@ -510,7 +515,7 @@ impl Cache {
         error
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known_now(&self) -> MutexGuard<'_, Known> {
         lock(&self.known)
     }
 

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sha2::Digest;
 
@@ -41,10 +40,17 @@ pub enum CompressError {
     Ended,
 }
 
+/// Somebody who waits for a NAR does so as long as this lives. To drop it sends nothing and never waits: whoever
+/// compresses sees at the NAR's next turn that nobody has it.
+#[derive(Debug, Default)]
+pub struct Interest(());
+
 /// A NAR, chunk by chunk.
 #[derive(Debug)]
 pub(super) struct Input {
-    reader: Reader,
+    nar: Cursor,
+    /// At the end of `rest`, once something was read.
+    reader: Option<Reader>,
     layout: Layout,
     /// Read, and not in a chunk yet.
     rest: Vec<u8>,
@@ -56,12 +62,11 @@ impl Input {
     /// What remains of a NAR from the cursor on, which stands where a chunk begins.
     pub(super) fn new(cursor: Cursor) -> Self {
         let layout = Layout::new(cursor.plan().contents(), cursor.plan().size());
-        Self { layout, rest: Vec::new(), position: cursor.position(), reader: Reader::new(cursor) }
+        Self { layout, rest: Vec::new(), position: cursor.position(), reader: None, nar: cursor }
     }
 
-    /// The next chunk; `None` at the NAR's end. `seen` is called with all bytes that are read, in order. Waits for the
-    /// disk.
-    pub(super) fn next(&mut self, mut seen: impl FnMut(&[u8])) -> Result<Option<Vec<u8>>, NarError> {
+    /// The next chunk; `None` at the NAR's end. Waits for the disk.
+    pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, NarError> {
         let room = self.layout.room(self.position);
         if room == 0 {
             return Ok(None);
@@ -69,15 +74,23 @@ impl Input {
         let mut chunk = std::mem::take(&mut self.rest);
         let mut filled = chunk.len();
         chunk.resize(room, 0);
+        let reader = self.reader.get_or_insert_with(|| {
+            let mut nar = self.nar.clone();
+            nar.seek(self.position);
+            Reader::new(nar)
+        });
         while filled < room {
             // The reader gives as many bytes as the plan has, or an error.
-            let read = self.reader.fill(&mut chunk[filled..])?;
-            seen(&chunk[filled..filled + read]);
-            filled += read;
+            filled += reader.fill(&mut chunk[filled..])?;
         }
         self.rest = chunk.split_off(layout::chunk(&chunk));
         self.position += chunk.len() as u64;
         Ok(Some(chunk))
+    }
+
+    /// Gives back what it holds between two chunks, memory and open files: the next one is read anew.
+    pub(super) fn let_go(&mut self) {
+        (self.reader, self.rest) = (None, Vec::new());
     }
 
     /// Whether there is no further chunk.
@@ -94,8 +107,8 @@ pub struct Job {
     pub(super) origin: Origin,
     pub(super) nar_hash: Sha256,
     pub(super) encoding: Encoding,
-    /// Somebody waits for it.
-    pub(super) is_urgent: AtomicBool,
+    /// Who waits for it.
+    wanted_by: Mutex<Vec<Weak<Interest>>>,
     output: Mutex<Output>,
 }
 
@@ -144,7 +157,7 @@ impl Job {
         origin: Origin,
         nar_hash: Sha256,
         encoding: Encoding,
-        is_urgent: bool,
+        by: Option<Weak<Interest>>,
     ) -> Self {
         let output = Output {
             early: BTreeMap::new(),
@@ -154,8 +167,24 @@ impl Job {
             ended: None,
             waiters: Vec::new(),
         };
-        let is_urgent = AtomicBool::new(is_urgent);
-        Self { path, origin, nar_hash, encoding, is_urgent, output: Mutex::new(output) }
+        let wanted_by = Mutex::new(by.into_iter().collect());
+        Self { path, origin, nar_hash, encoding, wanted_by, output: Mutex::new(output) }
+    }
+
+    /// Somebody else waits for it.
+    pub(super) fn want(&self, by: Weak<Interest>) {
+        self.waiting().push(by);
+    }
+
+    /// Whether somebody waits for it still: then it goes before those that nobody waits for.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.waiting().is_empty()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Weak<Interest>>> {
+        let mut waiting = self.wanted_by.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|by| by.strong_count() > 0);
+        waiting
     }
 
     /// Part number `index`, or a place among those who wait for it.

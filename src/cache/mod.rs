@@ -8,6 +8,7 @@
 //! neither a power failure nor a damaged disk is ever served. See [`Cache`] for what is written when.
 
 pub mod actor;
+mod again;
 pub mod compress;
 pub mod decode;
 pub mod encode;
@@ -29,7 +30,7 @@ mod volume;
 pub use error::CacheError;
 pub use folder::{Cache, Contents};
 pub use frame::Frame;
-pub use job::{CompressError, Job};
+pub use job::{CompressError, Interest, Job};
 pub use key::{Key, ManifestKey};
 pub use manifest::{Manifest, Part};
 pub use stream::{Fetched, Stream, Tree};

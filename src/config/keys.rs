@@ -93,7 +93,7 @@ pub const KEYS: [Key; 31] = [
         "transport_compression",
         BOOLEAN,
         "`false`",
-        "Plain NARs are sent with `Content-Encoding: zstd` to clients that take that; such a transfer cannot be resumed",
+        "Plain NARs are sent with `Content-Encoding: zstd` to clients that take that, and so are listings, build logs and pages of 16 KiB and more; such a transfer cannot be resumed",
     ),
     key(
         "zstd",
@@ -164,7 +164,7 @@ pub const KEYS: [Key; 31] = [
         "request_log",
         "\"none\", \"text\" or \"json\"",
         "`\"none\"`",
-        "A line for each request, on standard output",
+        "A line for each request, on standard output; all else that is logged is then on standard error",
     ),
     key("request_log_agent", BOOLEAN, "`false`", "Whether that line has the client's user agent"),
     key(

@@ -36,6 +36,20 @@ pub fn resolve(range: Option<&[u8]>, if_range: Option<&[u8]>, etag: &str, len: u
     spec.of(len)
 }
 
+/// Which bytes that will be, from and up to, as far as it is known without the length: those beyond the end do not count.
+/// `None` where only the length tells.
+pub fn foresee(range: Option<&[u8]>, if_range: Option<&[u8]>, etag: &str) -> Option<(u64, u64)> {
+    // The longest there can be: what is cut off by its end is so whatever the length is.
+    match resolve(range, if_range, etag, u64::MAX) {
+        RangeOutcome::Whole => Some((0, u64::MAX)),
+        RangeOutcome::Part { start, end } => {
+            let is_suffix = matches!(range.and_then(single_range), Some(Spec::Suffix(_)));
+            (!is_suffix).then_some((start, end))
+        }
+        RangeOutcome::Unsatisfiable => None,
+    }
+}
+
 /// Whether If-None-Match matches a representation whose entity tag is `etag`, quotes included: then the
 /// answer is 304, before Range is looked at. A list or `*`; tags compare weakly (section 13.1.2).
 pub fn none_match(header: &[u8], etag: &str) -> bool {
@@ -248,7 +262,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_can_be_foreseen_is_what_is_sent() {
+        let foresee =
+            |header: &str, if_range: Option<&[u8]>| foresee(Some(header.as_bytes()), if_range, "\"tag\"");
+        assert_eq!(super::foresee(None, None, ""), Some((0, u64::MAX)));
+        assert_eq!(foresee("bytes=5-", None), Some((5, u64::MAX)));
+        assert_eq!(foresee("bytes=5-9", Some(b"\"tag\"")), Some((5, 10)));
+        assert_eq!(foresee("bytes=5-9", Some(b"\"other\"")), Some((0, u64::MAX)));
+        assert_eq!(foresee("bytes=5-9, 20-", None), Some((0, u64::MAX)));
+        assert_eq!(foresee("bytes=-9", None), None);
+        assert_eq!(foresee("bytes=99999999999999999999-", None), None);
+    }
+
     proptest! {
+        #[test]
+        fn nothing_is_foreseen_that_is_not_sent(first: u8, last in proptest::option::of(any::<u8>()), len in 1u64..300) {
+            let header = format!("bytes={first}-{}", last.map_or(String::new(), |last| last.to_string()));
+            let foreseen = foresee(Some(header.as_bytes()), None, "\"tag\"");
+            if let Part { start, end } = of(&header, len) {
+                prop_assert_eq!(foreseen.map(|(first, last)| (first, last.min(len))), Some((start, end)));
+            }
+        }
+
         #[test]
         fn as_the_naive_model(first in proptest::option::of(0u64..40), last in proptest::option::of(0u64..40), len in 1u64..30) {
             // The other way round has no meaning, and is tested above.

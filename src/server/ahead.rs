@@ -71,7 +71,7 @@ impl Ahead {
         match plan(valid, &self.real_store) {
             Ok(nar) => {
                 let (path, nar_hash) = (valid.path.clone(), valid.nar_hash);
-                let wanted = Wanted { path, nar_hash, nar, encoding: self.encoding, is_urgent: false };
+                let wanted = Wanted { path, nar_hash, nar, encoding: self.encoding, by: None };
                 self.compressor.compress_to_the_end(wanted)
             }
             // Collected meanwhile, or damaged: told of when it is asked for.

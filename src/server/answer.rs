@@ -40,6 +40,32 @@ pub struct Writer<'w> {
 /// Header lines: names and values.
 type Fields<'f> = &'f [(&'f str, &'f str)];
 
+/// A document that is made for one request.
+#[derive(Debug)]
+pub struct Document {
+    kind: &'static str,
+    fields: Fields<'static>,
+    /// As it is.
+    pub body: Bytes,
+}
+
+impl Document {
+    /// A page of this server's own.
+    pub fn page(page: String) -> Self {
+        Self { kind: web::CONTENT_TYPE, fields: PAGE, body: page.into() }
+    }
+
+    /// A page about a folder of a store path.
+    pub fn folder(body: Bytes) -> Self {
+        Self { kind: web::CONTENT_TYPE, fields: &[NO_SNIFFING, SANDBOX, NO_STORE], body }
+    }
+
+    /// The listing of a store path.
+    pub fn listing(body: Bytes) -> Self {
+        Self { kind: "application/json", fields: &[], body }
+    }
+}
+
 /// A year, the most that RFC 9111's forebears allowed; and never to be asked for again meanwhile.
 const IMMUTABLE: (&str, &str) = ("Cache-Control", "max-age=31536000, immutable");
 const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
@@ -47,11 +73,16 @@ const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 const DAY: (&str, &str) = ("Cache-Control", "max-age=86400");
 const RANGES: (&str, &str) = ("Accept-Ranges", "bytes");
 const VARY: (&str, &str) = ("Vary", "Accept-Encoding");
+const ZSTD: (&str, &str) = ("Content-Encoding", "zstd");
 const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
 /// What somebody looked for is nobody else's business.
 const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
 /// What is served from a store path was written by whoever built it: it gets no scripts and no origin.
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "sandbox");
+
+/// What comes with a page for people.
+const PAGE: Fields<'static> =
+    &[("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
 
 /// The type of a NAR.
 const NAR: (&str, &str) = ("Content-Type", "application/x-nix-archive");
@@ -96,6 +127,11 @@ impl<'w> Writer<'w> {
     /// Nothing is there, for now: the next request may find something.
     pub fn absent(self) -> Reply {
         self.status(Status::NotFound, &[NO_STORE])
+    }
+
+    /// The same, for people.
+    pub fn absent_page(self, page: String) -> Reply {
+        self.whole(Status::NotFound, web::CONTENT_TYPE, PAGE, page.into())
     }
 
     /// The method is not one that a server without uploads knows.
@@ -174,7 +210,7 @@ impl<'w> Writer<'w> {
             Format::Xz => "application/x-xz",
         };
         let fields = [("Content-Type", kind), IMMUTABLE];
-        if let Some(length) = stream.left() {
+        if let Some(length) = stream.file_size() {
             return self.part(etag, conditions, length, &fields, |start, end| {
                 stream.set_range(start, end);
                 Body::Awaited(Source::Compressed(Box::new(stream)), lease)
@@ -186,8 +222,8 @@ impl<'w> Writer<'w> {
 
     /// A NAR encoded for this transfer: all of it, and no promise that a part could be had.
     pub fn encoded_nar(self, etag: &str, stream: Stream, lease: Option<Lease>) -> Reply {
-        let length = stream.left();
-        let fields = [NAR, ("Content-Encoding", "zstd"), VARY, IMMUTABLE, ("ETag", etag)];
+        let length = stream.file_size();
+        let fields = [NAR, ZSTD, VARY, IMMUTABLE, ("ETag", etag)];
         let source = Source::Compressed(Box::new(stream));
         let Some(length) = length else { return self.stream(&fields, source, lease) };
         self.known(Status::Ok, &fields, length, Body::Awaited(source, lease))
@@ -214,17 +250,19 @@ impl<'w> Writer<'w> {
         })
     }
 
-    /// A page of this server's own.
-    pub fn page(self, page: String) -> Reply {
-        let fields =
-            [("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
-        self.document(web::CONTENT_TYPE, &fields, page.into())
+    /// A document, as it is or encoded.
+    pub fn own(self, document: &Document, encoded: Option<Bytes>) -> Reply {
+        let fields = [document.fields, self.coding(encoded.is_some())].concat();
+        self.document(document.kind, &fields, encoded.unwrap_or_else(|| document.body.clone()))
     }
 
-    /// A page about a folder of a store path.
-    pub fn folder(self, page: Bytes) -> Reply {
-        let fields = [NO_SNIFFING, SANDBOX, NO_STORE];
-        self.document(web::CONTENT_TYPE, &fields, page)
+    /// What is said of an answer's coding, where there are two.
+    fn coding(&self, is_encoded: bool) -> Fields<'static> {
+        match (is_encoded, self.varies) {
+            (true, _) => &[ZSTD, VARY],
+            (false, true) => &[VARY],
+            (false, false) => &[],
+        }
     }
 
     /// Another URL, relative to this one.
@@ -233,24 +271,22 @@ impl<'w> Writer<'w> {
     }
 
     /// A build log that is in memory.
-    pub fn text(self, bytes: Bytes) -> Reply {
-        self.document(LOG, &[NO_SNIFFING], bytes)
+    pub fn text(self, bytes: Bytes, is_encoded: bool) -> Reply {
+        let fields = [&[NO_SNIFFING], self.coding(is_encoded)].concat();
+        self.document(LOG, &fields, bytes)
     }
 
     /// A whole file as text: a build log.
     pub fn text_file(self, file: Option<Segment>) -> Reply {
         let length = file.as_ref().map_or(0, Segment::len);
-        self.known(
-            Status::Ok,
-            &[("Content-Type", LOG), NO_SNIFFING],
-            length,
-            file.map_or(Body::Empty, Body::File),
-        )
+        let fields = [&[("Content-Type", LOG), NO_SNIFFING], self.coding(false)].concat();
+        self.known(Status::Ok, &fields, length, file.map_or(Body::Empty, Body::File))
     }
 
     /// A build log whose length is not known before it ends.
-    pub fn text_stream(self, source: Source) -> Reply {
-        self.stream(&[("Content-Type", LOG), NO_SNIFFING], source, None)
+    pub fn text_stream(self, source: Source, is_encoded: bool) -> Reply {
+        let fields = [&[("Content-Type", LOG), NO_SNIFFING], self.coding(is_encoded)].concat();
+        self.stream(&fields, source, None)
     }
 
     /// A build log of so many bytes that is decoded as it goes.

@@ -19,7 +19,7 @@ use crate::cache::compress::{Compressor, Wanted};
 use crate::cache::encode::{Encoding, Format};
 use crate::cache::{CompressError, Stream};
 use crate::formats::hash::Sha256;
-use crate::http::Version;
+use crate::http::{Version, range};
 use crate::io::Io;
 use crate::limits;
 use crate::mailbox::Ticket;
@@ -108,7 +108,7 @@ pub(super) fn narinfo(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<
         None => {
             exchange.served = Some(Arc::clone(&served));
             exchange.finished = finished;
-            Step::Ask(Question::Find { served, encoding: compression.of(format).to_string() })
+            Step::Ask(Question::Find { served, encoding: compression.of(format).to_string(), first: None })
         }
     }
 }
@@ -175,7 +175,15 @@ pub(super) fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Se
     }
     let encoding = encoding.clone();
     exchange.served = Some(Arc::clone(&served));
-    Step::Ask(Question::Find { served, encoding })
+    // What is there is mostly sent: then one question brings where it is, too.
+    let first = match &exchange.conditions {
+        _ if exchange.head_only() => None,
+        Some(conditions) if !exchange.is_encoded => {
+            range::foresee(conditions.range.as_deref(), conditions.if_range.as_deref(), &tag)
+        }
+        _ => Some((0, u64::MAX)),
+    };
+    Step::Ask(Question::Find { served, encoding, first })
 }
 
 /// The cache's actor has answered.
@@ -246,13 +254,16 @@ pub(super) fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, nar: Cursor)
     let Route::Compressed { format, .. } = exchange.route else { return absent(exchange, desk) };
     let Some(served) = &exchange.served else { return absent(exchange, desk) };
     let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
-    // A part of what has no length yet cannot be told. And a client of HTTP/1.0 would have the end of the connection for
+    // A part of what has no length yet cannot be told: where it begins in the NAR is known only when all before it is
+    // compressed, and the head has to say where it ends. The NAR is read and compressed once, for all who ask. And a client of HTTP/1.0 would have the end of the connection for
     // the end of the file, which over a unix socket looks the same where it was broken off.
     let wants_length = !exchange.is_encoded && (exchange.head_only() || exchange.wants_range());
     let needs_length = wants_length || exchange.version == Version::H10;
     let when = if needs_length { When::Done } else { When::Begun };
     let encoding = desk.site.compression.of(format);
-    Step::Ask(Question::Compress { wanted: Wanted { path, nar_hash, nar, encoding, is_urgent: true }, when })
+    let by = exchange.interest.insert(Arc::default());
+    let by = Some(Arc::downgrade(by));
+    Step::Ask(Question::Compress { wanted: Wanted { path, nar_hash, nar, encoding, by }, when })
 }
 
 /// Whether a NAR is going to be sent as it is.
@@ -266,7 +277,7 @@ fn behind(compression: &Compression, exchange: &Exchange, nar: &Cursor) -> Optio
     let served = exchange.served.as_ref().filter(|_| is_sent_plain(exchange))?;
     let (path, nar_hash) = (served.info.path.clone(), served.info.nar_hash);
     let encoding = compression.of(format);
-    Some(Wanted { path, nar_hash, nar: nar.clone(), encoding, is_urgent: false })
+    Some(Wanted { path, nar_hash, nar: nar.clone(), encoding, by: None })
 }
 
 impl<I: Io> Worker<I> {

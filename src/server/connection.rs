@@ -48,6 +48,18 @@ pub enum State {
     Lingering(u64),
 }
 
+impl State {
+    /// The peer has ended its side. It may read on, but mostly has given up: then nothing else shows that before there is
+    /// something to send. So what it waits for is compressed as if nobody did, behind what others wait for.
+    pub(super) fn peer_ended(&mut self) {
+        match self {
+            Self::Asking(_, exchange) => exchange.interest = None,
+            Self::Sending(transfer, _) => transfer.lose_interest(),
+            _ => {}
+        }
+    }
+}
+
 /// What came of the bytes so far.
 #[derive(Debug)]
 pub enum Next {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::answer::Document;
 use super::route::Route;
+use crate::cache::Interest;
 use crate::formats::store_path::StorePath;
 use crate::http::{Body, Method, Request, Status, Version, accepts, range};
 use crate::limits;
@@ -37,12 +39,14 @@ pub struct Exchange {
     pub started: Instant,
     /// Keeps the store path from being collected, once an actor has taken it.
     pub lease: Option<Lease>,
+    /// Somebody waits for what is compressed, as long as this is held.
+    pub interest: Option<Arc<Interest>>,
     /// The path, while something is made of it.
     pub served: Option<Arc<Served>>,
     /// How many NARs had been compressed when a narinfo's was asked for.
     pub finished: u64,
     /// The Host that the client named, where a page shows it.
-    pub host: Option<String>,
+    pub host: Option<Box<str>>,
     /// Whether that was by `https`, where a proxy has said so.
     pub is_encrypted: Option<bool>,
     /// The client takes an answer that is encoded by zstd.
@@ -51,6 +55,8 @@ pub struct Exchange {
     pub varies: bool,
     /// The answer is a NAR encoded for this transfer.
     pub is_encoded: bool,
+    /// What is answered, once it is encoded.
+    pub document: Option<Box<Document>>,
     /// A walk to a served file that waits to hear whether this path is valid.
     pub walk: Option<Box<(StorePath, Walk)>>,
 }
@@ -100,12 +106,10 @@ impl Exchange {
         });
         let route = Route::of(&request.target);
         // No other answer depends on it.
-        let takes_zstd = matches!(route, Route::Nar { .. })
-            && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
+        let takes_zstd =
+            may_be_encoded(&route) && request.accept_encoding().is_some_and(|field| accepts(field, "zstd"));
         let host = match route {
-            Route::Landing | Route::Path(_) => {
-                request.host.map(|host| String::from_utf8_lossy(host).into_owned())
-            }
+            Route::Landing | Route::Path(_) => request.host.map(|host| String::from_utf8_lossy(host).into()),
             _ => None,
         };
         Self {
@@ -120,11 +124,13 @@ impl Exchange {
             conditions,
             started: now,
             lease: None,
+            interest: None,
             served: None,
             finished: 0,
             takes_zstd,
             varies: false,
             is_encoded: false,
+            document: None,
             walk: None,
         }
     }
@@ -143,11 +149,13 @@ impl Exchange {
             conditions: None,
             started: now,
             lease: None,
+            interest: None,
             served: None,
             finished: 0,
             takes_zstd: false,
             varies: false,
             is_encoded: false,
+            document: None,
             walk: None,
         }
     }
@@ -166,6 +174,11 @@ impl Exchange {
         }
     }
 
+    /// Whether the answer, of which there are two forms, is to be the encoded one. A part is always of the other.
+    pub fn is_to_be_encoded(&self) -> bool {
+        self.varies && self.takes_zstd && !self.wants_range()
+    }
+
     /// Whether a part of the answer is asked for.
     pub fn wants_range(&self) -> bool {
         self.conditions.as_ref().is_some_and(|conditions| conditions.range.is_some())
@@ -179,6 +192,18 @@ impl Exchange {
     /// Whether only the head of the answer is wanted.
     pub fn head_only(&self) -> bool {
         self.method == Method::Head
+    }
+}
+
+/// Whether there can be an encoded form of the answer.
+fn may_be_encoded(route: &Route) -> bool {
+    match route {
+        Route::Nar { .. } | Route::Listing(_) | Route::Log(_) => true,
+        Route::Landing | Route::Search(_) | Route::Path(_) | Route::Serve { .. } => true,
+        Route::Narinfo { .. } | Route::Compressed { .. } | Route::Realisation(_) | Route::DebugInfo(_) => {
+            false
+        }
+        Route::CacheInfo | Route::Version | Route::Health | Route::Metrics | Route::Absent(_) => false,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod answer;
 mod closing;
 pub mod compressed;
 pub mod connection;
+mod document;
 pub mod exchange;
 pub mod faults;
 pub mod journal;

@@ -95,11 +95,12 @@ fn url(site: &Site, exchange: &Exchange) -> Option<String> {
 /// The page of a folder inside a store path; the same bytes for those who share what is in it.
 pub fn folder(exchange: &Exchange, folder: &Folder) -> Bytes {
     let place = place(exchange);
-    let (of, page) = folder.page.get_or_init(|| (place.clone(), folder_page(&place, folder).into()));
-    if *of == place { page.clone() } else { folder_page(&place, folder).into() }
+    let write = || Bytes::from(folder_page(exchange, &place, folder));
+    let (of, page) = folder.page.get_or_init(|| (place.clone(), write()));
+    if *of == place { page.clone() } else { write() }
 }
 
-fn folder_page(place: &[u8], folder: &Folder) -> String {
+fn folder_page(exchange: &Exchange, place: &[u8], folder: &Folder) -> String {
     let entries = folder.entries.iter().map(|entry| web::Entry {
         name: &entry.name,
         kind: match entry.kind {
@@ -108,7 +109,8 @@ fn folder_page(place: &[u8], folder: &Folder) -> String {
             EntryKind::Link => web::EntryKind::Link,
         },
     });
-    web::folder(place, entries, folder.cut)
+    let name = exchange.served.as_ref().map(|served| served.info.path.name());
+    web::folder(place, name, entries, folder.cut)
 }
 
 /// Where a folder that was asked for without a slash is, relative to its own URL.

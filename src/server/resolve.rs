@@ -8,13 +8,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::answer::{Reply, Writer};
+use super::answer::{Document, Reply, Writer};
 use super::compressed::{self, Memory};
 use super::exchange::Exchange;
 use super::faults::Faults;
 use super::route::{LogName, Route};
 use super::transfer::Source;
-use super::{Site, VERSION, pages};
+use super::{Site, VERSION, document, pages};
 use crate::cache::actor::{self as cache, When};
 use crate::cache::compress::Wanted;
 use crate::formats::hash::Sha256;
@@ -23,7 +23,7 @@ use crate::formats::store_path::{StorePath, StorePathHash};
 use crate::http::date::DATE_LEN;
 use crate::http::{Method, Status, Version};
 use crate::metrics;
-use crate::metrics::WorkerMetrics;
+use crate::metrics::{Route as Label, WorkerMetrics};
 use crate::nar::actor as nar;
 use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
@@ -121,6 +121,8 @@ pub enum Question {
         served: Arc<Served>,
         /// The id of the encoding.
         encoding: String,
+        /// Of which bytes the first frames are wanted with the answer.
+        first: Option<(u64, u64)>,
     },
     /// A compressed NAR that is to be made.
     Compress {
@@ -136,9 +138,16 @@ pub enum Question {
     /// What hangs together with a path.
     About(Arc<Served>),
     /// A build log.
-    Log(logs::LogName),
+    Log {
+        /// Which one.
+        name: logs::LogName,
+        /// Encoded, where it is large.
+        encoded: bool,
+    },
     /// The length of a packed one.
     LogLength(LogReader),
+    /// A document that is to be encoded.
+    Encode(Bytes),
     /// A file of a store path.
     Serve(Walk),
     /// Where the debug information of a build id is.
@@ -152,6 +161,7 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
     }
     match arrival {
         Arrival::Asked => begin(exchange, desk),
+        Arrival::Unavailable if exchange.document.is_some() => document::encoded(exchange, desk, None),
         // What is in memory is told all the same.
         Arrival::Unavailable if exchange.route == Route::Landing => landing(exchange, desk, None),
         Arrival::Unavailable => unavailable(exchange, desk),
@@ -186,7 +196,8 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
             look_up(exchange, desk, path)
         }
         Route::Log(LogName::Path(drv)) if drv.is_derivation() => {
-            Step::Ask(Question::Log(logs::LogName::Derivation(drv.clone())))
+            let name = logs::LogName::Derivation(drv.clone());
+            log(exchange, desk, name)
         }
         Route::Log(LogName::Path(output)) => Step::Ask(Question::Deriver(output.hash())),
         Route::Log(LogName::Hash(hash)) => Step::Ask(Question::Deriver(*hash)),
@@ -195,7 +206,7 @@ fn begin(exchange: &mut Exchange, desk: &mut Desk<'_>) -> Step {
         Route::Landing => Step::Ask(Question::Overview),
         Route::Search(search) if search.words.trim().is_empty() => {
             let page = pages::found(search, None);
-            Step::Reply(desk.writer(exchange).page(page))
+            document::send(exchange, desk, Document::page(page))
         }
         Route::Search(search) => Step::Ask(Question::Search(search.clone())),
         Route::CacheInfo | Route::Version | Route::Health | Route::Metrics => {
@@ -224,9 +235,9 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 }
 
 /// The landing page, with what the actor knows where it has answered.
-fn landing(exchange: &Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
+fn landing(exchange: &mut Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
     let page = pages::landing(desk.site, exchange, desk.public_keys, desk.view.snapshot(), overview);
-    Step::Reply(desk.writer(exchange).page(page))
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// A page for people, now that its actor has answered.
@@ -239,7 +250,7 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         }
         _ => return absent(exchange, desk),
     };
-    Step::Reply(desk.writer(exchange).page(page))
+    document::send(exchange, desk, Document::page(page))
 }
 
 /// Goes on with what the view knows of a path.
@@ -255,6 +266,9 @@ fn look_up(exchange: &mut Exchange, desk: &mut Desk<'_>, path: StorePathHash) ->
 pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
     if matches!(exchange.route, Route::Narinfo { .. }) {
         desk.metrics.narinfo_miss();
+    }
+    if let Route::Path(_) | Route::Absent(Label::Path) = exchange.route {
+        return Step::Reply(desk.writer(exchange).absent_page(crate::web::absent_path()));
     }
     Step::Reply(desk.writer(exchange).absent())
 }
@@ -279,7 +293,7 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
                 return absent(exchange, desk);
             }
             exchange.varies = desk.site.compression.in_transport;
-            if exchange.varies && exchange.takes_zstd && !exchange.wants_range() {
+            if exchange.is_to_be_encoded() {
                 return compressed::encoded(exchange, desk, served);
             }
             let etag = &served.nar_etag;
@@ -341,7 +355,7 @@ fn planned(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: nar::Answer) ->
             None => return absent(exchange, desk),
         },
         nar::Answer::Listing(Ok(listing)) => {
-            return Step::Reply(desk.writer(exchange).document("application/json", &[], listing));
+            return document::send(exchange, desk, Document::listing(listing));
         }
         // The worker has told the store already.
         nar::Answer::Hashed(Ok(measured)) => return Step::Ask(Question::Info(measured.path)),
@@ -398,7 +412,7 @@ impl Failure for LogError {
     fn passes(&self) -> bool {
         match self {
             Self::File { source, .. } => Errno::from_io_error(source).is_some_and(is_shortage),
-            Self::Busy => true,
+            Self::Busy | Self::NoMemory { .. } => true,
             Self::Damaged { .. } | Self::TooLong { .. } => false,
         }
     }
@@ -426,13 +440,23 @@ fn is_shortage(errno: Errno) -> bool {
 }
 
 /// The derivation whose log was asked for by an output or by a hash part.
-fn log_of(exchange: &Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
+fn log_of(exchange: &mut Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) -> Step {
     match (drv, &exchange.route) {
-        (Some(drv), _) => Step::Ask(Question::Log(logs::LogName::Derivation(drv))),
+        (Some(drv), _) => log(exchange, desk, logs::LogName::Derivation(drv)),
         // The derivation may be gone, and its log still there.
-        (None, Route::Log(LogName::Hash(hash))) => Step::Ask(Question::Log(logs::LogName::Hash(*hash))),
+        (None, Route::Log(LogName::Hash(hash))) => {
+            let name = logs::LogName::Hash(*hash);
+            log(exchange, desk, name)
+        }
         (None, _) => absent(exchange, desk),
     }
+}
+
+fn log(exchange: &mut Exchange, desk: &Desk<'_>, name: logs::LogName) -> Step {
+    exchange.varies = desk.site.compression.in_transport;
+    // What is encoded has no length before its end, and a client of HTTP/1.0 needs one.
+    let encoded = exchange.is_to_be_encoded() && exchange.version != Version::H10;
+    Step::Ask(Question::Log { name, encoded })
 }
 
 /// The file actors have answered.
@@ -453,9 +477,16 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
             Step::Reply(desk.writer(exchange).status(Status::VersionNotSupported, &[]))
         }
         files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) => {
-            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader)))
+            let is_encoded = reader.is_encoded();
+            Step::Reply(desk.writer(exchange).text_stream(Source::Log(reader), is_encoded))
         }
-        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => Step::Reply(desk.writer(exchange).text(bytes)),
+        files::Answer::Log(Ok(Some(LogBody::Whole(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, false))
+        }
+        files::Answer::Log(Ok(Some(LogBody::Encoded(bytes)))) => {
+            Step::Reply(desk.writer(exchange).text(bytes, true))
+        }
+        files::Answer::Encoded(bytes) => document::encoded(exchange, desk, bytes),
         // Many readers are no fault to tell of.
         files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
         files::Answer::Log(Err(error)) | files::Answer::Measured(Err(error)) => {
@@ -484,7 +515,7 @@ fn walked(exchange: &mut Exchange, desk: &mut Desk<'_>, found: ServeAnswer) -> S
         }
         ServeAnswer::Folder(folder) => {
             let page = pages::folder(exchange, &folder);
-            Step::Reply(desk.writer(exchange).folder(page))
+            document::send(exchange, desk, Document::folder(page))
         }
         ServeAnswer::Redirect => {
             let location = pages::with_slash(exchange);

@@ -76,10 +76,11 @@ impl Rooms {
                 let root = self.real_store.join(path.as_str());
                 self.nar.try_send(nar::Request::Hash { ticket, path, root, nar_hash })?;
             }
-            Question::Find { served, encoding } => {
+            Question::Find { served, encoding, first } => {
                 let root = self.real_store.join(served.info.path.as_str()).into();
                 let nar_hash = served.info.nar_hash;
-                self.find.try_send(cache::Request::Find { ticket, encoding, nar_hash, root })?;
+                let room = if first.is_some() { &self.cache } else { &self.find };
+                room.try_send(cache::Request::Find { ticket, encoding, nar_hash, root, first })?;
             }
             Question::Compress { wanted, when } => {
                 self.cache.try_send(cache::Request::Open { ticket, wanted, when })?;
@@ -90,10 +91,13 @@ impl Rooms {
                 self.browse.try_send(browse::Request::Search { ticket, search })?;
             }
             Question::About(served) => self.browse.try_send(browse::Request::About { ticket, served })?,
-            Question::Log(name) => self.files.try_send(files::Request::Log { ticket, name })?,
+            Question::Log { name, encoded } => {
+                self.files.try_send(files::Request::Log { ticket, name, encoded })?;
+            }
             Question::LogLength(reader) => {
                 self.files.try_send(files::Request::MeasureLog { ticket, reader })?;
             }
+            Question::Encode(plain) => self.files.try_send(files::Request::Encode { ticket, plain })?,
             Question::Serve(walk) => self.files.try_send(files::Request::Serve { ticket, walk })?,
             Question::DebugInfo(build_id) => {
                 self.files.try_send(files::Request::DebugInfo { ticket, build_id })?;

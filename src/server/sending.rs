@@ -41,7 +41,7 @@ impl<I: Io> Worker<I> {
     /// socket takes it; what it does not take becomes a transfer.
     pub(super) fn reply(&mut self, key: usize, exchange: Exchange, reply: Reply) {
         let Reply { status, mut body, mut framing } = reply;
-        let Exchange { route, method, keep_alive, body: request_body, started, .. } = exchange;
+        let Exchange { route, method, keep_alive, body: request_body, started, interest, .. } = exchange;
         // The head has said so: only the connection's end tells the peer where the body ends.
         let keep_alive = keep_alive && framing != Framing::ToClose;
         let account = Account { route: route.label(), method, status, started };
@@ -80,7 +80,8 @@ impl<I: Io> Worker<I> {
             head = &head[count.min(head.len())..];
         }
         let now = self.io.now();
-        let mut transfer = Transfer::new(account, keep_alive, Bytes::copy_from_slice(head), body, framing);
+        let mut transfer = Transfer::new(account, keep_alive, Bytes::copy_from_slice(head), body, framing)
+            .with_interest(interest.filter(|_| !seat.hung_up));
         if seat.writable {
             seat.queue(key, &mut self.to_send);
         } else {

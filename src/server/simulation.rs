@@ -159,7 +159,7 @@ impl<'s> Run<'s> {
         let to_worker = inbox.clone();
         let file_outlet = Outlet::new(move |ticket, answer| to_worker.send(Message::Files(ticket, answer)));
         let database = database::Store::open(&shop.settings, keys, metrics.store()).unwrap();
-        let file_actor = Files::new(shop.settings.clone(), Catalogue::default());
+        let file_actor = Files::new(shop.settings.clone(), Catalogue::default(), |_| None);
         shop.register(true);
         Self {
             dice,

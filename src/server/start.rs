@@ -534,7 +534,7 @@ fn start_files(
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let catalogue = Catalogue::default();
     let watcher = Watcher::new(settings, catalogue.clone());
-    let files = Files::new(settings.clone(), catalogue);
+    let files = Files::new(settings.clone(), catalogue, cache::encode::document);
     let start = |number| {
         let (files, inbox) = (files.clone(), inbox.clone());
         let outlet = outlet(workers, worker::Message::Files);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::cache::Stream;
+use crate::cache::{Interest, Stream};
 use crate::http::{Method, Status, response};
 use crate::limits;
 use crate::metrics::Route as Label;
@@ -122,6 +122,8 @@ pub struct Transfer {
     cold: bool,
     /// Keeps the store path from being collected until the transfer ends.
     _lease: Option<Lease>,
+    /// Has what is sent compressed before what nobody waits for.
+    interest: Option<Arc<Interest>>,
     /// Since when nothing could be sent; `None` while it flows.
     blocked: Option<Instant>,
     /// Since when an actor must answer before anything can be sent.
@@ -152,6 +154,7 @@ impl Transfer {
             asked: Asked::Nothing,
             cold: true,
             _lease: None,
+            interest: None,
             blocked: None,
             waits: None,
             patience: match &body {
@@ -171,6 +174,16 @@ impl Transfer {
             }
         }
         transfer
+    }
+
+    /// The same for somebody who waits for what is compressed.
+    pub fn with_interest(self, interest: Option<Arc<Interest>>) -> Self {
+        Self { interest, ..self }
+    }
+
+    /// What is compressed is so as if nobody waited for it.
+    pub fn lose_interest(&mut self) {
+        self.interest = None;
     }
 
     /// What to send next.
@@ -229,7 +242,8 @@ impl Transfer {
             && self.files_held() + limits::FETCH_FILES <= limits::TRANSFER_FILES
     }
 
-    /// Gives what `fetch` has at once of the NAR that comes next. Whether it had anything.
+    /// Gives what `fetch` has at once of the NAR that comes next, or what was fetched of a compressed one with the first
+    /// look. Whether there was anything.
     ///
     /// # Errors
     /// As [`Transfer::deliver`].
@@ -237,14 +251,22 @@ impl Transfer {
         &mut self,
         fetch: impl FnOnce(&mut Cursor) -> Vec<Segment>,
     ) -> Result<bool, TooMuch> {
-        let Some(Source::Nar(cursor)) = &mut self.source else { return Ok(false) };
-        let segments = fetch(cursor);
-        self.cold = segments.is_empty();
+        let segments = match &mut self.source {
+            Some(Source::Nar(cursor)) => {
+                let segments = fetch(cursor);
+                self.cold = segments.is_empty();
+                segments
+            }
+            // Only where the length is known is there any.
+            Some(Source::Compressed(stream)) => stream.take_ready(),
+            _ => Vec::new(),
+        };
+        let is_any = !segments.is_empty();
         for segment in segments {
             self.promised(segment.len())?;
             self.push(segment);
         }
-        Ok(!self.cold)
+        Ok(is_any)
     }
 
     /// The source, to be handed to its actor.

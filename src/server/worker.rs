@@ -375,7 +375,11 @@ impl<I: Io> Worker<I> {
         self.serial = self.serial.wrapping_add(1);
         if let Some(seat) = self.seats.get_mut(key) {
             let started = exchange.started;
-            seat.connection.enter(State::Asking(self.serial, Box::new(exchange)), started);
+            let mut state = State::Asking(self.serial, Box::new(exchange));
+            if seat.hung_up {
+                state.peer_ended();
+            }
+            seat.connection.enter(state, started);
         }
         self.serial
     }
@@ -391,7 +395,10 @@ impl<I: Io> Worker<I> {
                 self.close(event.key, Closed::ByPeer);
                 continue;
             }
-            seat.hung_up |= event.hung_up;
+            if event.hung_up && !seat.hung_up {
+                seat.hung_up = true;
+                seat.connection.state.peer_ended();
+            }
             if event.readable {
                 seat.readable = true;
                 keys.push(event.key);

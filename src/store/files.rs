@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Settings;
 use super::debuginfo::{BuildId, Catalogue};
-use super::logs::{self, Decoders, LogBody, LogError, LogName, LogReader};
+use super::logs::{self, Decoders, Encode, LogBody, LogError, LogName, LogReader};
 use super::serve::{self, Folder, ServeAnswer, ServeError, Step, Walk};
 use crate::formats::store_path::StorePath;
 use crate::limits;
@@ -26,6 +26,8 @@ pub enum Request {
         ticket: Ticket,
         /// Which log.
         name: LogName,
+        /// Encoded, where it is large.
+        encoded: bool,
     },
     /// Decode the next piece of a packed log.
     ReadLog {
@@ -48,6 +50,13 @@ pub enum Request {
         /// Where to.
         walk: Walk,
     },
+    /// Encode a document.
+    Encode {
+        /// Who asks.
+        ticket: Ticket,
+        /// The document.
+        plain: Bytes,
+    },
     /// Find the debug symbols of a build.
     DebugInfo {
         /// Who asks.
@@ -68,6 +77,8 @@ pub enum Answer {
     Measured(Result<(u64, LogReader), LogError>),
     /// What was found inside a store path.
     Served(Result<ServeAnswer, ServeError>),
+    /// The document, encoded; `None` where there is no memory for it.
+    Encoded(Option<Bytes>),
     /// Which path has the debug symbols, if any; whether it is still valid, the asker knows.
     DebugInfo(Option<StorePath>),
 }
@@ -95,6 +106,7 @@ pub struct Files {
     catalogue: Catalogue,
     decoders: Decoders,
     looks: Looks,
+    encode: Encode,
 }
 
 /// Somebody whose walk has led to a folder.
@@ -108,9 +120,9 @@ type Waiting = HashMap<(u64, u64), Vec<Asker>>;
 struct Looks(Arc<Mutex<Waiting>>);
 
 impl Files {
-    /// An actor for the store of `settings`, with the debug symbols of `catalogue`.
-    pub fn new(settings: Settings, catalogue: Catalogue) -> Self {
-        Self { settings, catalogue, decoders: Decoders::default(), looks: Looks::default() }
+    /// An actor for the store of `settings`, with the debug symbols of `catalogue`. Documents are encoded by `encode`.
+    pub fn new(settings: Settings, catalogue: Catalogue, encode: Encode) -> Self {
+        Self { settings, catalogue, decoders: Decoders::default(), looks: Looks::default(), encode }
     }
 
     /// Answers requests until every sender is gone. Several threads may run clones on one mailbox.
@@ -123,8 +135,12 @@ impl Files {
     /// Answers one request.
     pub fn handle(&self, request: Request, outlet: &Outlet<Answer>) {
         let (ticket, answer) = match request {
-            Request::Log { ticket, name } => {
-                (ticket, Answer::Log(logs::find(&self.settings.log_dir, &name, &self.decoders)))
+            Request::Log { ticket, name, encoded } => {
+                let encode = encoded.then_some(self.encode);
+                (ticket, Answer::Log(logs::find(&self.settings.log_dir, &name, &self.decoders, encode)))
+            }
+            Request::Encode { ticket, plain } => {
+                (ticket, Answer::Encoded((self.encode)(&plain).map(Bytes::from)))
             }
             Request::ReadLog { ticket, reader } => (ticket, Answer::LogPart(read(reader))),
             Request::MeasureLog { ticket, reader } => (ticket, Answer::Measured(reader.measured())),
@@ -200,9 +216,10 @@ impl Looks {
 }
 
 fn read(mut reader: LogReader) -> LogPart {
-    match reader.read() {
-        Ok(bytes) if bytes.len() < limits::LOG_PART => LogPart::Last(bytes),
-        Ok(bytes) => LogPart::More { bytes, reader },
+    let part = reader.read().and_then(|part| Ok((part.len(), reader.encoded(part)?)));
+    match part {
+        Ok((len, bytes)) if len < limits::LOG_PART => LogPart::Last(bytes),
+        Ok((_, bytes)) => LogPart::More { bytes, reader },
         Err(error) => LogPart::Failed(error),
     }
 }
@@ -240,7 +257,7 @@ mod tests {
             let sender = sender.lock().expect("no test panics while it holds this");
             let _ = sender.send((ticket.serial, answer));
         });
-        let files = Files::new(settings.clone(), Catalogue::default());
+        let files = Files::new(settings.clone(), Catalogue::default(), |_| None);
         let ask = |serial, inner: &str| {
             let path = StorePath::from_basename(BASENAME).expect("a store path");
             let walk = Walk::new(&settings.store_dir, path, inner.as_bytes()).expect("it leads somewhere");

@@ -28,6 +28,9 @@ pub enum LogName {
     Hash(StorePathHash),
 }
 
+/// Encodes a part of a document so that it stands alone; `None` where there is no memory for it.
+pub type Encode = fn(&[u8]) -> Option<Vec<u8>>;
+
 /// A log that was found.
 #[derive(Debug)]
 pub enum LogBody {
@@ -40,17 +43,55 @@ pub enum LogBody {
     },
     /// Packed, and so short that it is decoded already: nearly every log is. May be empty.
     Whole(Bytes),
-    /// Packed, longer than [`limits::LOG_PART`], and so of unknown length.
+    /// The same, encoded.
+    Encoded(Bytes),
+    /// Packed, longer than [`limits::LOG_PART`], and so of unknown length; or as it is, and to be encoded.
     Packed(LogReader),
 }
 
-/// A log that is decoded piece by piece. It holds a decoder's memory, about 4 MB.
+/// A log that is decoded piece by piece, or encoded. It holds a decoder's memory, about 4 MB.
 pub struct LogReader {
-    decoder: MultiBzDecoder<File>,
+    decoder: Decoder,
+    encode: Option<Encode>,
     path: PathBuf,
     /// The first piece, until it is asked for.
     first: Option<Bytes>,
     _turn: Turn,
+}
+
+/// What a log is read through.
+enum Decoder {
+    /// What `bzip2` packed.
+    Packed(Box<MultiBzDecoder<File>>),
+    /// As it is, up to the length that it had.
+    Plain(io::Take<File>),
+}
+
+impl Decoder {
+    /// At its beginning again, when so many bytes have come out of it.
+    fn rewound(self, len: u64) -> io::Result<Self> {
+        match self {
+            Self::Packed(decoder) => {
+                let mut file = decoder.into_inner();
+                file.rewind()?;
+                Ok(Self::Packed(Box::new(MultiBzDecoder::new(file))))
+            }
+            Self::Plain(file) => {
+                let mut file = file.into_inner();
+                file.rewind()?;
+                Ok(Self::Plain(file.take(len)))
+            }
+        }
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Packed(decoder) => decoder.read(into),
+            Self::Plain(file) => file.read(into),
+        }
+    }
 }
 
 /// Bounds how many logs are being decoded. Clones share the bound.
@@ -94,6 +135,12 @@ pub enum LogError {
         /// What the decoder said.
         source: io::Error,
     },
+    /// There is no memory to encode it.
+    #[error("no memory to encode the build log {}", .path.display())]
+    NoMemory {
+        /// The file.
+        path: PathBuf,
+    },
     /// Its length is wanted, and it has more than [`limits::LOG_MEASURED`].
     #[error("the build log {} is too long to be measured", .path.display())]
     TooLong {
@@ -105,16 +152,22 @@ pub enum LogError {
     Busy,
 }
 
-/// Looks for a log in the log folder `log_dir`.
+/// Looks for a log in the log folder `log_dir`. One of [`limits::ENCODED_MIN`] or more bytes is encoded where `encode` is
+/// given.
 ///
 /// # Errors
 /// [`LogError`] when it may be there but cannot be read, or is damaged near its beginning.
-pub fn find(log_dir: &Path, name: &LogName, decoders: &Decoders) -> Result<Option<LogBody>, LogError> {
+pub fn find(
+    log_dir: &Path,
+    name: &LogName,
+    decoders: &Decoders,
+    encode: Option<Encode>,
+) -> Result<Option<LogBody>, LogError> {
     let drvs = log_dir.join("drvs");
     match name {
-        LogName::Derivation(path) => open_any(&drvs, path.as_str(), decoders),
+        LogName::Derivation(path) => open_any(&drvs, path.as_str(), decoders, encode),
         LogName::Hash(hash) => match find_name(&drvs, &hash.to_string())? {
-            Some(basename) => open_any(&drvs, &basename, decoders),
+            Some(basename) => open_any(&drvs, &basename, decoders, encode),
             None => Ok(None),
         },
     }
@@ -142,6 +195,25 @@ impl LogReader {
         }
     }
 
+    /// Whether its pieces are to be encoded.
+    pub fn is_encoded(&self) -> bool {
+        self.encode.is_some()
+    }
+
+    /// A piece as it is sent: encoded by itself, where that is wanted.
+    ///
+    /// # Errors
+    /// [`LogError::NoMemory`]
+    pub fn encoded(&self, part: Bytes) -> Result<Bytes, LogError> {
+        match self.encode.filter(|_| !part.is_empty()) {
+            None => Ok(part),
+            Some(encode) => match encode(&part) {
+                Some(encoded) => Ok(encoded.into()),
+                None => Err(LogError::NoMemory { path: self.path.clone() }),
+            },
+        }
+    }
+
     /// The length of the whole log, of which nothing was read yet, by decoding all of it; and the reader as it was.
     ///
     /// # Errors
@@ -158,10 +230,9 @@ impl LogReader {
                 return Err(LogError::TooLong { path: self.path });
             }
         }
-        let Self { decoder, path, _turn, .. } = self;
-        let mut file = decoder.into_inner();
-        match file.rewind() {
-            Ok(()) => Ok((len, Self { decoder: MultiBzDecoder::new(file), path, first: None, _turn })),
+        let Self { decoder, encode, path, _turn, .. } = self;
+        match decoder.rewound(len) {
+            Ok(decoder) => Ok((len, Self { decoder, encode, path, first: None, _turn })),
             Err(source) => Err(LogError::File { path, source }),
         }
     }
@@ -190,25 +261,48 @@ fn places(drvs: &Path, basename: &str) -> [[PathBuf; 2]; 2] {
 }
 
 /// Opens the log of the derivation `basename`.
-fn open_any(drvs: &Path, basename: &str, decoders: &Decoders) -> Result<Option<LogBody>, LogError> {
+fn open_any(
+    drvs: &Path,
+    basename: &str,
+    decoders: &Decoders,
+    encode: Option<Encode>,
+) -> Result<Option<LogBody>, LogError> {
     for [plain, packed] in places(drvs, basename) {
         if let Some((file, len)) = open(&plain)? {
+            if encode.is_some()
+                && len >= limits::ENCODED_MIN as u64
+                && let Some(turn) = decoders.turn()
+            {
+                let decoder = Decoder::Plain(file.take(len));
+                let reader = LogReader { decoder, encode, path: plain, first: None, _turn: turn };
+                return Ok(Some(LogBody::Packed(reader)));
+            }
             return Ok(Some(LogBody::Plain { file: Arc::new(file), len }));
         }
         if let Some((file, _)) = open(&packed)? {
-            return begin(file, packed, decoders).map(Some);
+            return begin(file, packed, decoders, encode).map(Some);
         }
     }
     Ok(None)
 }
 
 /// Decodes the beginning of a packed log.
-fn begin(file: File, path: PathBuf, decoders: &Decoders) -> Result<LogBody, LogError> {
+fn begin(
+    file: File,
+    path: PathBuf,
+    decoders: &Decoders,
+    encode: Option<Encode>,
+) -> Result<LogBody, LogError> {
     let turn = decoders.turn().ok_or(LogError::Busy)?;
-    let mut reader = LogReader { decoder: MultiBzDecoder::new(file), path, first: None, _turn: turn };
+    let decoder = Decoder::Packed(Box::new(MultiBzDecoder::new(file)));
+    let mut reader = LogReader { decoder, encode, path, first: None, _turn: turn };
     let first = reader.read()?;
     if first.len() < limits::LOG_PART {
-        return Ok(LogBody::Whole(first));
+        let is_worth_it = reader.is_encoded() && first.len() >= limits::ENCODED_MIN;
+        return Ok(match is_worth_it {
+            true => LogBody::Encoded(reader.encoded(first)?),
+            false => LogBody::Whole(first),
+        });
     }
     reader.first = Some(first);
     Ok(LogBody::Packed(reader))
@@ -288,7 +382,7 @@ mod tests {
     }
 
     fn find(log_dir: &Path, name: &LogName) -> Result<Option<LogBody>, LogError> {
-        super::find(log_dir, name, &Decoders::default())
+        super::find(log_dir, name, &Decoders::default(), None)
     }
 
     /// A log folder with one file.
@@ -307,7 +401,7 @@ mod tests {
                 (&*file).read_to_end(&mut all).unwrap();
                 assert_eq!(len, all.len() as u64);
             }
-            LogBody::Whole(bytes) => all.extend_from_slice(&bytes),
+            LogBody::Whole(bytes) | LogBody::Encoded(bytes) => all.extend_from_slice(&bytes),
             LogBody::Packed(mut reader) => {
                 let mut part = reader.read()?;
                 while part.len() == limits::LOG_PART {
@@ -391,7 +485,8 @@ mod tests {
         let packed = [pack(&log), pack(&log)].concat();
         let folder = folder_with(&format!("{BASENAME}.bz2"), &packed);
         let decoders = Decoders::default();
-        let Ok(Some(LogBody::Packed(reader))) = super::find(folder.path(), &derivation(), &decoders) else {
+        let Ok(Some(LogBody::Packed(reader))) = super::find(folder.path(), &derivation(), &decoders, None)
+        else {
             panic!("a long log")
         };
         let (len, reader) = reader.measured().unwrap();
@@ -415,7 +510,7 @@ mod tests {
     fn only_so_many_are_decoded_at_a_time() {
         let folder = folder_with(&format!("{BASENAME}.bz2"), &pack(&vec![b'x'; 2 * limits::LOG_PART]));
         let decoders = Decoders::default();
-        let find = || super::find(folder.path(), &derivation(), &decoders);
+        let find = || super::find(folder.path(), &derivation(), &decoders, None);
         let mut bodies: Vec<_> = (0..limits::LOG_DECODERS).map(|_| find().unwrap()).collect();
         assert!(matches!(find(), Err(LogError::Busy)));
         bodies.pop();

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{LazyLock, mpsc};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,7 +14,7 @@ use super::*;
 use crate::cache::actor::{Actor, Answer, Request, When};
 use crate::cache::encode::Format;
 use crate::cache::folder::Sizes;
-use crate::cache::{Stream, Tree};
+use crate::cache::{Interest, Stream, Tree};
 use crate::mailbox::{Outlet, Ticket};
 use crate::nar::{CASE_HACK, NarError, Plan, Reader};
 
@@ -76,7 +76,7 @@ impl Bench {
 
     /// All that is left of a stream.
     fn read(&self, mut stream: Stream) -> Result<Vec<u8>, Box<(Vec<u8>, CompressError)>> {
-        let mut bytes = Vec::new();
+        let mut bytes: Vec<u8> = stream.take_ready().iter().flat_map(bytes_of).collect();
         loop {
             let answer = self.ask(Request::Fetch { ticket: TICKET, stream });
             let Answer::Fetched { stream: moved, segments } = answer else { panic!("{answer:?}") };
@@ -150,12 +150,18 @@ impl Made {
         let plan = Arc::new(Plan::build(&self.root, CASE_HACK).expect("readable"));
         let path = StorePath::from_basename("00000000000000000000000000000000-tree").expect("a store path");
         let nar = Cursor::new(plan, Arc::from(&*self.root));
-        Wanted { path, nar_hash: self.nar_hash(), nar, encoding, is_urgent: true }
+        Wanted { path, nar_hash: self.nar_hash(), nar, encoding, by: waits() }
     }
 
     fn nar_hash(&self) -> Sha256 {
         Sha256::of(&self.nar)
     }
+}
+
+/// Somebody who never gives up.
+fn waits() -> Option<Weak<Interest>> {
+    static PATIENT: LazyLock<Arc<Interest>> = LazyLock::new(Arc::default);
+    Some(Arc::downgrade(&PATIENT))
 }
 
 fn noise(seed: u8, len: usize) -> Vec<u8> {
@@ -241,6 +247,50 @@ fn ranges_are_parts_of_the_whole() {
 }
 
 #[test]
+fn who_finds_a_file_has_its_first_frames_with_it() {
+    let (bench, tree) = (Bench::new(2, LARGE), Made::new(0));
+    let file = bench.compress(&tree, ZSTD());
+    let len = file.len() as u64;
+    let find = |first| {
+        let (encoding, root) = (ZSTD().to_string(), Arc::from(&*tree.root));
+        let nar_hash = tree.nar_hash();
+        match bench.ask(Request::Find { ticket: TICKET, encoding, nar_hash, root, first }) {
+            Answer::Found(Some(stream)) => stream,
+            other => panic!("{other:?}"),
+        }
+    };
+    let given = |stream: &mut Stream| -> Vec<u8> { stream.take_ready().iter().flat_map(bytes_of).collect() };
+    assert!(find(None).take_ready().is_empty());
+    // All are known: there is nothing left to ask for.
+    let mut stream = find(Some((0, u64::MAX)));
+    assert_eq!((stream.left(), stream.file_size()), (Some(len), Some(len)));
+    stream.set_range(0, len);
+    assert!(given(&mut stream) == file && stream.left() == Some(0));
+    for (start, end) in [(0, 1), (5, len), (1_000_000, 6_000_000), (len - 1, u64::MAX), (len, u64::MAX)] {
+        let mut stream = find(Some((start, end)));
+        let end = end.min(len);
+        stream.set_range(start, end);
+        assert_eq!(stream.left(), Some(end - start));
+        assert!(given(&mut stream) == file[start as usize..end as usize], "{start}..{end}");
+        assert_eq!(stream.left(), Some(0));
+        // Where another range is sent than was foreseen, that is right, too.
+        let mut stream = find(Some((start, end)));
+        stream.set_range(3, 700_000);
+        assert!(bench.read(stream).expect("readable") == file[3..700_000]);
+    }
+    // In the next process, one frame is read and checked, and the others are when they are asked for.
+    let bench = Bench::within(bench.end(), 0, LARGE);
+    let found = bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable");
+    let manifest = found.expect("the manifest is kept");
+    let tree = Tree::Root(Path::new("/nowhere").into());
+    let mut stream = Stream::whole(Arc::clone(&manifest), None, tree);
+    stream.fetch_first(&bench.compressor);
+    let first = manifest.parts()[0].file_end;
+    assert_eq!((stream.left(), given(&mut stream).len() as u64), (Some(len), first));
+    assert!(bench.read(stream).expect("readable") == file[first as usize..]);
+}
+
+#[test]
 fn who_comes_second_costs_nothing() {
     let (bench, tree) = (Bench::new(1, LARGE), Made::new(0));
     let first = bench.open(&tree, ZSTD(), When::Begun).expect("begun");
@@ -303,6 +353,92 @@ fn frames_that_are_gone_are_made_again_the_same() {
     assert!(matches!(error, CompressError::Nar(NarError::HashMismatch { .. })), "{error}");
 }
 
+/// Has everything evicted that was put before.
+fn evict(bench: &Bench, seed: u8) {
+    for number in 0..20 {
+        let other = noise(number + seed, 2 << 20);
+        bench.cache().put(&Key::of("other", &other), &other).expect("kept");
+    }
+}
+
+#[test]
+fn of_frames_that_are_gone_a_range_makes_those_that_it_touches() {
+    let bench = Bench::new(2, Sizes { whole: 20 << 20, volume: 10 << 20 });
+    let tree = Made::new(0);
+    let file = bench.compress(&tree, ZSTD());
+    let manifest = {
+        let stream = bench.open(&tree, ZSTD(), When::Done).expect("known");
+        Arc::clone(stream.manifest().expect("all of it"))
+    };
+    let parts = manifest.parts();
+    let begin = |index: usize| if index == 0 { 0 } else { parts[index - 1].file_end };
+    let last = parts.len() - 1;
+    for (seed, from, to) in [(10, 1, 1), (40, 1, 2), (70, 0, 0), (100, last - 1, last), (130, last, last)] {
+        evict(&bench, seed);
+        let before = bench.compressed();
+        let mut stream = bench.open(&tree, ZSTD(), When::Done).expect("known");
+        let (start, end) = (begin(from) + 1, parts[to].file_end - 1);
+        stream.set_range(start, end);
+        assert!(bench.read(stream).expect("made again") == file[start as usize..end as usize]);
+        let plain: u64 = (from..=to).map(|index| manifest.chunk_len(index)).sum();
+        assert_eq!(bench.compressed() - before, plain, "parts {from} to {to}");
+    }
+}
+
+/// Asks a bench that has no thread yet for the same bytes of a file whose frames are gone, from each of these trees;
+/// then it gets one.
+fn ask_at_once(tree: &Made, roots: &[&Path]) -> (Vec<Answer>, u64) {
+    let sizes = Sizes { whole: 20 << 20, volume: 10 << 20 };
+    let bench = Bench::new(2, sizes);
+    let file = bench.compress(tree, ZSTD());
+    evict(&bench, 10);
+    let bench = Bench::within(bench.end(), 0, sizes);
+    let found = bench.compressor.find(&ZSTD().to_string(), &tree.nar_hash()).expect("readable");
+    let manifest = found.expect("the manifest is kept");
+    // The text's last chunk: some framing comes behind it.
+    let part = manifest.parts().len() - 2;
+    let (begin, end) = (manifest.parts()[part - 1].file_end, manifest.parts()[part].file_end);
+    for root in roots {
+        let mut stream = Stream::whole(Arc::clone(&manifest), Some(ZSTD()), Tree::Root(Arc::from(*root)));
+        stream.set_range(begin, end);
+        bench.actor.handle(Request::Fetch { ticket: TICKET, stream });
+    }
+    assert!(bench.answers.try_recv().is_err(), "nobody makes it");
+    let thread = bench.compressor.spawn(1).expect("a thread");
+    let answer = |_| bench.answers.recv_timeout(Duration::from_secs(120)).expect("an answer").1;
+    let answers: Vec<_> = roots.iter().map(answer).collect();
+    for answer in &answers {
+        if let Answer::Fetched { segments: Ok(segments), .. } = answer {
+            let given: Vec<u8> = segments.iter().flat_map(bytes_of).collect();
+            assert!(given == file[begin as usize..end as usize]);
+        }
+    }
+    let chunks = bench.compressed() / manifest.chunk_len(part);
+    bench.end();
+    thread.into_iter().for_each(|thread| thread.join().expect("it ends by itself"));
+    (answers, chunks)
+}
+
+#[test]
+fn a_frame_that_is_gone_is_made_again_once_however_many_ask() {
+    let tree = Made::new(0);
+    let (answers, chunks) = ask_at_once(&tree, &[&*tree.root; 3]);
+    assert!(answers.iter().all(|answer| matches!(answer, Answer::Fetched { segments: Ok(_), .. })));
+    assert_eq!(chunks, 1);
+}
+
+#[test]
+fn a_frame_that_another_tree_cannot_give_is_made_of_this_one() {
+    let (tree, spoilt) = (Made::new(0), Made::new(0));
+    // As long as it was, and other bytes.
+    let text = spoilt.root.join("share/text");
+    let len = fs::metadata(&text).expect("it is there").len();
+    fs::write(text, noise(9, len as usize)).expect("written");
+    let (answers, _) = ask_at_once(&tree, &[&*spoilt.root, &*tree.root]);
+    let is_given = |answer: &Answer| matches!(answer, Answer::Fetched { segments: Ok(_), .. });
+    assert_eq!(answers.iter().filter(|answer| is_given(answer)).count(), 1);
+}
+
 #[test]
 fn a_nar_that_is_not_what_the_database_says_is_never_sent_whole() {
     let (bench, mut tree) = (Bench::new(2, LARGE), Made::new(0));
@@ -340,12 +476,96 @@ fn what_somebody_waits_for_goes_first() {
     let bench = Bench::new(0, LARGE);
     let [behind, joined, urgent] = [0, 1, 2].map(Made::new);
     for tree in [&behind, &joined] {
-        bench.actor.handle(Request::Behind(Wanted { is_urgent: false, ..tree.wanted(ZSTD()) }));
+        bench.actor.handle(Request::Behind(Wanted { by: None, ..tree.wanted(ZSTD()) }));
     }
     let _urgent = bench.open(&urgent, ZSTD(), When::Begun).expect("begun");
     let _joined = bench.open(&joined, ZSTD(), When::Begun).expect("joined");
-    let order: Vec<_> = (0..3).map(|_| bench.compressor.0.next().expect("a task").job.nar_hash).collect();
+    let order: Vec<_> =
+        (0..3).map(|_| bench.compressor.0.state().pop().expect("a task").job.nar_hash).collect();
     assert_eq!(order, [&urgent, &joined, &behind].map(Made::nar_hash));
+}
+
+#[test]
+fn what_its_last_client_gave_up_goes_behind() {
+    // Without threads: what is taken here, one of them would have in hand.
+    let bench = Bench::new(0, LARGE);
+    let [given_up, unbegun, kept, shared] = [0, 1, 2, 3].map(Made::new);
+    let clients: [Arc<Interest>; 5] = Default::default();
+    let want = |tree: &Made, client: usize| {
+        let by = Some(Arc::downgrade(&clients[client]));
+        bench.compressor.compress(Wanted { by, ..tree.wanted(ZSTD()) }).expect("it has a place");
+    };
+    want(&given_up, 0);
+    let next = || bench.compressor.0.state().pop();
+    let mut encoder = None;
+    let step = |task, encoder: &mut _| bench.compressor.step(task, encoder);
+    step(next().expect("the only one"), &mut encoder);
+    let second = next().expect("its second chunk");
+    for (tree, client) in [(&unbegun, 1), (&kept, 2), (&shared, 3), (&shared, 4)] {
+        want(tree, client);
+    }
+    let [first, one, _kept, _left, other] = clients;
+    drop((first, one, other));
+    // One of them while a chunk of its NAR is in hand.
+    step(second, &mut encoder);
+    let mut order = Vec::new();
+    while let Some(task) = next() {
+        if order.last() != Some(&task.job.nar_hash) {
+            order.push(task.job.nar_hash);
+        }
+        // To the end, so that none has a second turn.
+        task.job.fail(CompressError::TooMany);
+        step(task, &mut encoder);
+    }
+    assert_eq!(order, [&kept, &shared, &given_up, &unbegun].map(Made::nar_hash));
+}
+
+#[test]
+fn what_was_given_up_is_read_on_where_it_was() {
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(0));
+    let right = Bench::new(2, LARGE).compress(&tree, ZSTD());
+    let next = || bench.compressor.0.state().pop().expect("it is there");
+    let mut encoder = None;
+    let mut client = Arc::<Interest>::default();
+    for _ in 0..3 {
+        let by = Some(Arc::downgrade(&client));
+        bench.compressor.compress(Wanted { by, ..tree.wanted(ZSTD()) }).expect("it has a place");
+        bench.compressor.step(next(), &mut encoder);
+        // Held between two chunks for who waits, and for nobody else.
+        let task = next();
+        bench.compressor.0.put_back(task);
+        client = Arc::default();
+        let task = next();
+        assert!(task.next > 0 && task.turn.is_none());
+        bench.compressor.0.put_back(task);
+    }
+    // Who comes back goes on with it.
+    let threads = bench.compressor.spawn(2).expect("threads");
+    assert!(bench.compress(&tree, ZSTD()) == right);
+    assert_eq!(bench.compressed(), tree.nar.len() as u64, "nothing was compressed twice");
+    bench.end();
+    threads.into_iter().for_each(|thread| thread.join().expect("it ends by itself"));
+}
+
+#[test]
+fn of_what_was_given_up_only_so_much_waits() {
+    let (bench, tree) = (Bench::new(0, LARGE), Made::new(7));
+    let wanted = |number: usize, by| {
+        let nar_hash = Sha256::of(&number.to_le_bytes());
+        Wanted { nar_hash, by, ..tree.wanted(ZSTD()) }
+    };
+    let client = Arc::<Interest>::default();
+    for number in 0..COMPRESSING_BEHIND + 2 {
+        let by = Some(Arc::downgrade(&client));
+        bench.compressor.compress(wanted(number, by)).expect("it has a place");
+    }
+    let last = bench.compressor.0.state().waiting.back().map(|task| Arc::clone(&task.job)).expect("it waits");
+    drop(client);
+    drop(bench.compressor.0.next().expect("the first"));
+    assert!(matches!(last.error(), Some(CompressError::TooMany)));
+    // Its place in the table is free: who wants it again begins anew.
+    let again = bench.compressor.compress(wanted(COMPRESSING_BEHIND + 1, waits())).expect("begun");
+    assert!(matches!(again, Compressing::Job(job) if !Arc::ptr_eq(&job, &last)));
 }
 
 #[test]
@@ -353,13 +573,13 @@ fn only_so_many_are_in_the_middle() {
     // Without threads: what is taken here, one of them would have in hand.
     let (bench, tree) = (Bench::new(0, LARGE), Made::new(7));
     // Each under another hash, so that none is shared.
-    let wanted = |number: usize, is_urgent| {
+    let wanted = |number: usize, by| {
         let nar_hash = Sha256::of(&number.to_le_bytes());
-        Wanted { nar_hash, is_urgent, ..tree.wanted(ZSTD()) }
+        Wanted { nar_hash, by, ..tree.wanted(ZSTD()) }
     };
     let count = COMPRESSING_OPEN + 3;
     for number in 0..count {
-        bench.compressor.compress(wanted(number, true)).expect("begun");
+        bench.compressor.compress(wanted(number, waits())).expect("begun");
     }
     let next = || bench.compressor.0.state().pop();
     let mut taken: Vec<Task> = std::iter::from_fn(next).collect();
@@ -375,7 +595,7 @@ fn only_so_many_are_in_the_middle() {
     // Of those that nobody waits for, what was begun goes on first, and there is a bound.
     drop(taken);
     std::iter::from_fn(next).for_each(drop);
-    let behind = |number| bench.compressor.compress(wanted(count + number, false));
+    let behind = |number| bench.compressor.compress(wanted(count + number, None));
     (0..COMPRESSING_BEHIND).for_each(|number| drop(behind(number).expect("it has a place")));
     assert!(matches!(behind(COMPRESSING_BEHIND), Err(CompressError::TooMany)));
     let first = next().expect("the first");
