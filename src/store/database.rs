@@ -467,9 +467,6 @@ impl Identity {
     fn read(path: &Path, wal: &Path) -> io::Result<Self> {
         let wal = fs::metadata(wal).ok();
         let metadata = fs::metadata(path)?;
-        if metadata.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
         if !metadata.is_file() {
             // To open a fifo would wait for whoever writes to it.
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
