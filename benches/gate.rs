@@ -100,6 +100,7 @@ fn cases(run: &mut dyn FnMut(&str, &mut dyn FnMut())) {
     let miss = Warm::request(&format!("/{ABSENT}.narinfo"));
     run("http/parse", &mut || spent(parse(black_box(&hit))));
     let mut heads = HeadReader::default();
+    spent(heads.read(&hit));
     run("http/read a head as before", &mut || spent(heads.read(black_box(&hit))));
     let request = parsed(&hit);
     run("server/route", &mut || spent(Route::of(black_box(&request.target))));

@@ -1,7 +1,8 @@
 //! Settings: file and environment → validated data.
 //!
-//! TOML at `--config`, else `$CONFIG_FILE`, else `./settings.toml`, else defaults. The result is plain data: no
-//! key, handle or socket is in it, and of the files it names only the settings file itself was opened.
+//! TOML at `--config`, else `$CONFIG_FILE`, else `./settings.toml`, else `/etc/harmonia/settings.toml`, else defaults. The
+//! result is plain data: no key, handle or socket is in it, and of the files it names only the settings file itself was
+//! opened.
 
 mod derive;
 mod error;
@@ -33,8 +34,9 @@ pub use values::{
 /// one piece at Nix's, and take a core 9 s a gigabyte.
 pub const COMPRESSION_LEVEL: i32 = 6;
 
-/// The file that is looked for in the current folder where nothing names another.
-const DEFAULT_FILE: &str = "settings.toml";
+/// The files that are looked for where nothing names another, the first that is there: in the current folder, and where
+/// packages put it.
+const DEFAULT_FILES: [&str; 2] = ["settings.toml", "/etc/harmonia/settings.toml"];
 
 const _: () = assert!(WORKERS_MAX == 1024, "messages say so");
 
@@ -103,7 +105,8 @@ pub struct Overrides {
 }
 
 impl Config {
-    /// Reads the file that `explicit` names, or else the environment, or else `./settings.toml` if there is one.
+    /// Reads the file that `explicit` names, or else the environment, or else the first that is there of
+    /// `./settings.toml` and `/etc/harmonia/settings.toml`.
     ///
     /// # Errors
     /// A named file that cannot be read, TOML that cannot be understood, unknown keys, values that cannot be.
@@ -114,13 +117,9 @@ impl Config {
                 Ok(text) => (Some(path), text),
                 Err(source) => return Err(ConfigError::Unreadable { path, source }),
             },
-            None => match std::fs::read_to_string(DEFAULT_FILE) {
-                Ok(text) => (Some(PathBuf::from(DEFAULT_FILE)), text),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => (None, String::new()),
-                Err(source) => return Err(ConfigError::Unreadable { path: DEFAULT_FILE.into(), source }),
-            },
+            None => first_of(&DEFAULT_FILES.map(Path::new))?,
         };
-        let settings = Settings::read(path.as_deref().unwrap_or(Path::new(DEFAULT_FILE)), &text)?;
+        let settings = Settings::read(path.as_deref().unwrap_or(Path::new(DEFAULT_FILES[0])), &text)?;
         Self::derive(settings, path, env)
     }
 
@@ -138,4 +137,18 @@ impl Config {
         self.priority = overrides.priority.unwrap_or(self.priority);
         Ok(self)
     }
+}
+
+/// The first of these files that is there, and its text. Its path is told whole: in whichever folder somebody is, there
+/// may be another program's.
+fn first_of(files: &[&Path]) -> Result<(Option<PathBuf>, String), ConfigError> {
+    for file in files {
+        let path = || std::path::absolute(file).unwrap_or_else(|_| (*file).to_owned());
+        match std::fs::read_to_string(file) {
+            Ok(text) => return Ok((Some(path()), text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(ConfigError::Unreadable { path: path(), source }),
+        }
+    }
+    Ok((None, String::new()))
 }

@@ -54,25 +54,23 @@ const _: () = assert!(WORKERS_MAX <= u16::MAX as usize);
 
 // Connections.
 
-/// What one read takes from a socket. One buffer a worker, not one a connection: an idle connection owns
-/// no buffer at all. A Nix client's request head is under 300 bytes.
+/// What one read takes from a socket. One buffer a worker, not one a connection: an idle one owns no buffer at all. A Nix
+/// client's request head is under 300 bytes.
 pub const READ_BYTES: usize = 16 << 10;
 
-/// The most one connection sends before the worker turns to the next. At 10 Gbit/s it is 0.4 ms, so that
-/// a narinfo never waits longer than that behind each busy transfer, and a system call still moves enough
-/// to be cheap.
+/// The most one connection sends before the worker turns to the next. At 10 Gbit/s it is 0.4 ms, so that a narinfo
+/// never waits longer than that behind each busy transfer, and a system call still moves enough to be cheap.
 pub const TURN_BYTES: u64 = 512 << 10;
 
 /// A body of at most this many bytes is copied behind its head, so that one plain `send` takes both. Most narinfos
 /// are under 2 KiB; to copy one takes some 20 ns, and gathering two parts costs the kernel more.
 pub const JOINED_BYTES: usize = 4 << 10;
 
-/// How long a connection without a request may stay. Nix clients drop their own after 90 s, and others
-/// keep them up to 120 s: the server must not be the first, or a request crosses its close.
+/// How long a connection without a request may stay. Nix clients drop their own after 90 s, and others keep them up to
+/// 120 s: the server must not be the first, or a request crosses its close.
 pub const IDLE_TIME: Duration = Duration::from_secs(130);
 
-/// From the first byte of a request to the end of its head. A head fits in one packet; whoever needs
-/// longer than this is gone or hostile.
+/// From the first byte of a request to the end of its head. It fits in one packet; who needs longer is gone or hostile.
 pub const HEAD_TIME: Duration = Duration::from_secs(20);
 
 /// A transfer must move [`SEND_MIN_BYTES`] in each stretch of this length, or it is cut. Clients wait up
@@ -82,23 +80,21 @@ pub const SEND_WINDOW: Duration = Duration::from_secs(300);
 /// See [`SEND_WINDOW`]: together 55 bytes a second, which the slowest modem exceeds.
 pub const SEND_MIN_BYTES: u64 = 16 << 10;
 
-/// A transfer that could send nothing for so long gives back the segments it holds; they are fetched
-/// again when the reader moves. So a slow reader costs no more than an idle one.
+/// A transfer that could send nothing for so long gives back the segments it holds, which are fetched again when the
+/// reader moves: a slow reader costs no more than an idle one.
 pub const SHED_TIME: Duration = Duration::from_secs(2);
 
-/// After so many requests a connection is closed with its answer, so that long-lived clients spread anew
-/// over the workers.
+/// After so many requests a connection is closed with its answer, so that long-lived clients spread anew over workers.
 pub const REQUESTS_PER_CONNECTION: u32 = 10_000;
 
-/// After an early answer, what still arrives is read and dropped for at most this long: closing at once
-/// would reset the connection and could destroy the answer on its way.
+/// After an early answer, what still arrives is read and dropped for at most this long: closing at once would reset the
+/// connection and could destroy the answer on its way.
 pub const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// See [`LINGER_TIME`]; the most that is read meanwhile.
 pub const LINGER_BYTES: u64 = 256 << 10;
 
-/// How long transfers in flight may go on after SIGTERM; under systemd's default of 90 s, after which it
-/// kills.
+/// How long transfers in flight may go on after SIGTERM; under systemd's default of 90 s, after which it kills.
 pub const DRAIN_TIME: Duration = Duration::from_secs(60);
 
 /// How often a worker looks at its clocks. Every limit on time is seconds or more.
@@ -121,8 +117,8 @@ pub const FETCH_TIME: Duration = ANSWER_TIME;
 /// level 19 of zstd and many NARs at once, a minute and more. Less than the 300 s that clients wait.
 pub const FRAME_TIME: Duration = Duration::from_secs(240);
 
-/// When a transfer has no more than this ready, the next segments are fetched: half of what one fetch
-/// gives, so that the wire does not wait for the disk, and no transfer holds more than one fetch and a half.
+/// When a transfer has no more than this ready, the next segments are fetched: half of what one fetch gives, so that the
+/// wire does not wait for the disk, and no transfer holds more than one fetch and a half.
 pub const FETCH_AHEAD: u64 = FETCH_BYTES / 2;
 
 /// What an encrypted connection takes at a time, in bytes: four of TLS's records, so that each call of the kernel
@@ -136,8 +132,7 @@ pub const TLS_PROBE: Duration = Duration::from_secs(1);
 /// How often the files of certificate and key are looked at. Whoever renews them replaces them days before their end.
 pub const TLS_LOOK: Duration = Duration::from_secs(10);
 
-/// The backlog of a listening socket: what waits while accepting pauses. The kernel cuts it to its own
-/// bound (`net.core.somaxconn`, 4096).
+/// The backlog of a listening socket: what waits while accepting pauses. The kernel cuts it to its own bound, mostly 4096.
 pub const BACKLOG: i32 = 4096;
 
 /// How long accepting pauses when the process has no descriptor left, unless a connection ends first.
@@ -274,6 +269,9 @@ pub const PIN_NAME_MAX: usize = 200;
 /// The piece in which a packed log is decoded: one turn of a thread, and what a connection holds meanwhile.
 pub const LOG_PART: usize = 64 << 10;
 
+/// The longest packed log, in bytes of text, that is decoded once for its length alone: a few seconds of a thread.
+pub const LOG_MEASURED: u64 = 64 << 20;
+
 /// How many packed logs longer than [`LOG_PART`] are sent at a time. A decoder holds about 4 MB as long as its
 /// reader is slow: 128 MB. Such logs are rare, and read by people.
 pub const LOG_DECODERS: usize = 32;
@@ -285,8 +283,7 @@ pub const LOG_NAMES: usize = 200_000;
 /// How many links one request for a file may go through; as many as the kernel allows.
 pub const SERVE_LINKS: usize = 40;
 
-/// The most names of a path that are still to be walked. No tree that Nix can make is deeper than its longest
-/// path, 4096 bytes, has names; real ones are under 30.
+/// The most names of a path that are still to be walked: no tree has more than its longest path; real ones under 30.
 pub const SERVE_NAMES: usize = 256;
 
 /// The most entries of a folder that are shown: a page of about half a megabyte, which a worker writes in
@@ -299,8 +296,7 @@ pub const DEBUG_IDS: usize = 500_000;
 /// How many rows of the database are looked through at once: a few milliseconds.
 pub const DEBUG_ROWS: i64 = 10_000;
 
-/// How often the store is looked at for new debug symbols. They are asked for by a person with a debugger,
-/// some time after the build.
+/// How often the store is looked at for new debug symbols. People with a debugger ask for them, some time after a build.
 pub const DEBUG_REFRESH: Duration = Duration::from_secs(5);
 
 // Documents that are encoded on the way.
@@ -316,8 +312,8 @@ const _: () = assert!(ENCODED_MIN <= LOG_PART, "of a log in parts, each but the 
 
 // What people look at.
 
-/// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are
-/// answered within some ten seconds; whoever comes then is asked to come again.
+/// Questions of people that wait. A search among a million paths takes half a second of one thread, so these are answered
+/// within some ten seconds; whoever comes then is asked to come again.
 pub const BROWSE_QUEUE: usize = 16;
 
 /// The longest text that can be looked for, in bytes: the longest store path, and room to spare.
@@ -353,9 +349,8 @@ pub const MAILBOX_SPARE: usize = 64;
 /// at once, at some 100 bytes a message. Questions beyond it are answered 503.
 pub const MAILBOX_MAX: usize = 16_384;
 
-/// How many may wait on a list for one thing that is under way: a tree that is walked, the one NAR that is measured, the
-/// look at the database after the next. Whoever leaves stays on it, so connections alone do not bound it; at some 100
-/// bytes each, beyond it the answer is 503.
+/// How many may wait for one thing under way (a tree's walk, a NAR's measure, the next look at the database), those who
+/// left among them; beyond it, 503.
 pub const WAITING_MAX: usize = MAILBOX_MAX;
 
 const _: () = assert!(MAILBOX_SPARE < MAILBOX_MAX);
@@ -569,8 +564,7 @@ pub const QUARANTINE_QUEUE: usize = 64;
 /// The steps in which file times move are at most so long: 10 ms, and a second on some file systems.
 pub const FILE_TIME_STEP: Duration = Duration::from_secs(2);
 
-/// How many rows of a big database are read into the index before the next question is looked at: about
-/// 10 ms.
+/// How many rows of a big database are read into the index before the next question is looked at: about 10 ms.
 pub const INDEX_SLICE: usize = 16_384;
 
 /// How many paths that are asked for are read in one transaction, and then answered together: the first waits for the

@@ -56,11 +56,6 @@ impl<M> Sender<M> {
         }
     }
 
-    /// How many messages wait.
-    pub fn depth(&self) -> usize {
-        self.queue.len()
-    }
-
     fn wake(&self) {
         if let Some(wake) = &self.wake {
             wake();
@@ -153,7 +148,7 @@ mod tests {
         sender.try_send(1).expect("there is room");
         let Refused(message) = sender.try_send(2).expect_err("there is no room");
         assert_eq!(message, 2);
-        assert_eq!(sender.depth(), 1);
+        assert_eq!(receiver.depth(), 1);
         assert_eq!(receiver.try_recv(), Some(1));
         assert_eq!(receiver.try_recv(), None);
     }

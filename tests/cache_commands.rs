@@ -73,8 +73,9 @@ fn what_was_warmed_without_a_server_is_there_from_its_start() {
     let paths = [add(&store, "one", 1), add(&store, "two", 2)];
     assert!(done(&store, cache.path(), &["status"]).contains("frames      0"));
     let told = done(&store, cache.path(), &["warm", "--all"]);
-    assert!(told.starts_with("2 NARs of 1"), "{told}");
+    assert!(told.starts_with("2 NARs of 9.7 MiB, "), "{told}");
     let status = done(&store, cache.path(), &["status"]);
+    assert!(line(&status, "size").ends_with(" of 20 GiB, 1 volume"), "{status}");
     assert!(line(&status, "NARs").contains(" 2,"), "{status}");
     // One of two files of each is the same in both.
     let shared = line(&status, "shared").split_whitespace().nth(1).expect("a ratio");
@@ -128,7 +129,7 @@ fn clear_beside_a_server_frees_the_space_and_changes_no_byte() {
     let file = server.get(&url).body;
     wait_until("it to be kept", LIMIT, || server.narinfo(&path).contains("FileHash"));
     let told = done(&store, cache.path(), &["clear"]);
-    assert!(told.starts_with("removed 5."), "{told}");
+    assert!(told.starts_with("removed 4.8 MiB "), "{told}");
     let held = || {
         let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("it runs");
         let names = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
@@ -157,6 +158,19 @@ fn what_cannot_be_done_is_said() {
     assert!(refused(COMPRESSING, &["warm"]).contains("--recent"));
     assert!(refused(COMPRESSING, &["warm", "--recent", "soon"]).contains("7d"));
     assert!(refused(COMPRESSING, &["warm", "--closure", "/etc/passwd"]).contains("not in the store"));
+    let file = cache.path().join("file");
+    write(&file, "no folder");
+    for place in [file.clone(), file.join("below")] {
+        let output = command(&store, &place, COMPRESSING, &["status"]);
+        let told = lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && output.stdout.is_empty(), "{}", lossy(&output.stdout));
+        let expected = format!("cache_dir: nothing can be kept in {}: ", place.display());
+        assert!(told.contains(&expected), "{told}");
+    }
+    let absent = cache.path().join("a/b");
+    let status = done(&store, &absent, &["status"]);
+    assert!(line(&status, "folder").ends_with("/a/b, which is not there: a server makes it"), "{status}");
+    assert!(!absent.exists(), "it was only looked at");
     let _server = settings(&store, cache.path()).start();
     let elsewhere = refused(COMPRESSING, &["warm", "--all"]);
     assert!(elsewhere.contains("another harmonia") && elsewhere.contains("--bind"), "{elsewhere}");

@@ -104,3 +104,14 @@ fn a_second_one_on_its_port_says_so_in_one_line() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert_eq!(text(&second.stdout), "");
 }
+
+#[test]
+fn a_second_one_in_its_folder_says_so_in_one_line() {
+    let first = Demo::start();
+    assert_eq!(first.said.matches("extra-trusted-public-keys").count(), 1, "{}", first.said);
+    let second = demo(first.folder.path(), "127.0.0.1:0").output().expect("run");
+    assert_eq!(second.status.code(), Some(2));
+    let said = text(&second.stderr);
+    assert!(said.contains("harmonia-demo is served by another demo") && said.contains("--dir"), "{said}");
+    assert_eq!((said.lines().count(), text(&second.stdout)), (1, String::new()), "{said}");
+}

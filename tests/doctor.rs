@@ -33,7 +33,7 @@ fn all_is_well_in_words_and_in_json() {
         &*format!("\n{url}\n"),
         &format!("  well     it answers, and is a binary cache for {}, priority 30\n", case.store.dir()),
         "  well     what it serves is signed by cache.example-1, which this client trusts\n",
-        &format!("  well     the NAR of {} came: 300 kB in ", case.path),
+        &format!("  well     the NAR of {} came: 293 KiB in ", case.path),
         "  well     a download that is cut can be resumed\n",
         "\nNothing is wrong.\n",
     ] {
@@ -269,10 +269,108 @@ fn a_further_key_is_shown_to_a_client_that_does_not_trust_it_yet() {
     let case = Case::new();
     let (next, next_public) = case.store.key("cache.example-2");
     let both = Settings::of(&case.store).keys(&[&case.secret, &next]).start();
-    let told = case.client_of(&both.url()).json(&[&both.url()]);
-    assert_eq!(told.status, 0, "{:#}", told.json);
-    let well = told.cache()["well"].to_string();
-    assert!(well.contains("signed by cache.example-1") && well.contains(&next_public), "{well}");
+    let (url, key) = (both.url(), format!("trusted-public-keys = {} {next_public}", case.public));
+    let line = format!("nix.conf: extra-trusted-public-keys = {next_public}");
+    // With a path in common, and without: then it is the page that shows the keys.
+    let elsewhere = format!("substituters = {url}\nstore = local?real=/nonexistent");
+    let seats = || [case.client_of(&url), Seat::fresh(&case.store.dir()).conf(&elsewhere)];
+    let of_both = ["what it serves is signed by", "its page shows the key"];
+    for (seat, well) in seats().into_iter().zip(of_both) {
+        let told = seat.conf(&format!("trusted-public-keys = {}", case.public)).json(&[&url]);
+        assert_eq!(told.status, 0, "{:#}", told.json);
+        let notes = told.cache()["notes"].as_array().expect("a list");
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        has(&notes[0], "message", &["does not trust", &next_public]);
+        has(&notes[0], "remedy", &[&line]);
+        assert!(told.cache()["well"].to_string().contains(&format!("{well} cache.example-1, which")));
+    }
+    for (seat, well) in seats().into_iter().zip(of_both) {
+        let told = seat.conf(&key).json(&[&url]);
+        assert_eq!((told.status, &told.cache()["notes"]), (0, &Value::Array(vec![])), "{:#}", told.json);
+        let well = format!("{well} cache.example-1, cache.example-2, which this client trusts");
+        assert!(told.cache()["well"].to_string().contains(&well), "{:#}", told.json);
+    }
+    let text = lossy(&case.client_of(&url).run(&[&url]).stdout);
+    assert!(text.contains("  note     it signs with cache.example-2 too"), "{text}");
+    assert!(
+        text.contains(&format!("{line}\n\nNothing is wrong.\nAfter changing Nix's settings: ")),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_certificate_that_is_itself_trusted_is_taken_as_nix_takes_it() {
+    let (case, authority) = (Case::new(), Authority::new());
+    for (name, extension) in
+        [("own", "subjectAltName = IP:127.0.0.1"), ("other", "subjectAltName = DNS:x.example")]
+    {
+        // As `openssl req -x509` makes it unless it is told otherwise: an authority's.
+        let (certificate, key) = (format!("{name}.pem"), format!("{name}.key"));
+        authority
+            .openssl(&["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+            .args([
+                "-days",
+                "2",
+                "-subj",
+                "/CN=own",
+                "-addext",
+                extension,
+                "-keyout",
+                &key,
+                "-out",
+                &certificate,
+            ])
+            .expect_success();
+    }
+    let look = |server: &str, trusted: &str| {
+        let server = authority.settings(&case.store, server).keys(&[&case.secret]).start();
+        let url = format!("https://{}", server.address);
+        let file = authority.file(trusted);
+        let seat = case.client_of(&url).environment("NIX_SSL_CERT_FILE", file.to_str().expect("it is text"));
+        // What the doctor says is what Nix does.
+        let nix = case
+            .store
+            .nix("nix")
+            .args(["store", "ping", "--store", &url])
+            .env("NIX_SSL_CERT_FILE", &file)
+            .output();
+        (seat.json(&[&url]), nix.expect("Nix is installed").status.success())
+    };
+    let (told, is_taken) = look("own", "own.pem");
+    assert_eq!((told.status, is_taken), (0, true), "{:#}", told.json);
+    let (told, is_taken) = look("own", "ca.pem");
+    assert!(!is_taken);
+    assert_eq!(told.only("certificate")["reason"], "authority");
+    has(
+        told.only("certificate"),
+        "remedy",
+        &["a certificate of your own", "ssl-cert-file", "NIX_SSL_CERT_FILE"],
+    );
+    let (told, is_taken) = look("other", "other.pem");
+    assert!(!is_taken);
+    assert_eq!(told.only("certificate")["reason"], "name");
+}
+
+#[test]
+fn settings_that_nix_refuses_are_told_with_its_words() {
+    let case = Case::new();
+    let url = case.server.url();
+    let seat = case.client_of(&url).conf("foo bar");
+    let told = seat.json(&[&url]);
+    has(told.only("refused"), "message", &["illegal configuration line 'foo bar'", "nix.conf"]);
+    assert_eq!(told.json["settings"], seat.conf_file().to_str().expect("it is text"));
+}
+
+/// `store` says where this machine's paths are.
+#[test]
+fn the_store_of_the_settings_is_where_paths_are_looked_for() {
+    let case = Case::new();
+    let url = case.server.url();
+    let store = format!("store = local?store={}&real={}", case.store.dir(), case.store.real_dir().display());
+    let seat = Seat::fresh("/nix/store").environment("NIX_STORE_DIR", "/nix/store").conf(&store);
+    let told =
+        seat.conf(&format!("substituters = {url}\ntrusted-public-keys = {}", case.public)).json(&[&url]);
+    assert_eq!((told.status, told.unseen()), (0, "[]".to_owned()), "{:#}", told.json);
 }
 
 #[test]
@@ -330,12 +428,31 @@ fn a_fresh_machine_is_told_that_no_path_could_be_tried() {
     let case = Case::with(|settings| settings.line("virtual_nix_store = \"/nonexistent/store\""));
     let url = case.server.url();
     let told = Seat::fresh("/nonexistent/store").conf(&format!("substituters = {url}")).json(&[&url]);
-    assert_eq!(told.status, 0, "{:#}", told.json);
     assert!(
         told.unseen().contains("no path could be tried") && told.unseen().contains("--path"),
         "{:#}",
         told.json
     );
+    // The page shows the key.
+    assert_eq!(told.only("key-not-trusted")["cache"][0], case.public);
+}
+
+#[test]
+fn where_the_key_could_not_be_looked_at_nobody_says_that_all_is_well() {
+    // As caches of files are: no page, and none of this machine's paths.
+    let fake = Fake::answering(|request| {
+        let is_info = request.target == "/nix-cache-info";
+        let (status, body) = if is_info { (200, "StoreDir: /nix/store\n") } else { (404, "") };
+        Sent::Whole(response(status, &[], body.as_bytes()))
+    });
+    let url = fake.url();
+    let seat = Seat::fresh("/nix/store").conf(&format!("substituters = {url}"));
+    let told = seat.json(&[&url]);
+    assert_eq!((told.status, told.codes()), (2, vec![]), "{:#}", told.json);
+    assert_eq!(told.cache()["complete"], false);
+    assert!(told.unseen().contains("whether this client trusts the key"), "{:#}", told.json);
+    let text = lossy(&seat.run(&[&url]).stdout);
+    assert!(text.ends_with("\nNothing is wrong in what was looked at; but not all could be.\n"), "{text}");
 }
 
 #[test]
@@ -403,6 +520,15 @@ fn a_server_is_looked_at_by_its_settings() {
     let finding = told.only("key-not-in-use");
     assert_eq!(finding["key"], next_public);
     has(finding, "remedy", &["harmonia reload", "SIGHUP"]);
+    write(
+        &file,
+        fs::read_to_string(&file).expect("it is there")
+            + &format!("cache_dir = {:?}\n", folder.path().join("settings.toml")),
+    );
+    let told = Seat::fresh(&case.store.dir()).json(&["--config", file.to_str().expect("it is text")]);
+    assert_eq!(told.codes(), ["cache-dir", "key-not-in-use"], "{:#}", told.json);
+    has(&told.cache()["findings"][0], "remedy", &["cache_max_size = 0"]);
+    look(&[&case.secret, &next]);
     let by_variable =
         Seat::fresh(&case.store.dir()).environment("CONFIG_FILE", file.to_str().expect("it is text"));
     assert_eq!(by_variable.json(&[]).codes(), ["key-not-in-use"]);
@@ -420,7 +546,11 @@ fn where_it_cannot_look_it_says_so_and_exits_with_2() {
     refused(seat(), &["ftp://cache.example"], "“ftp://cache.example” is not the URL of a cache");
     refused(seat(), &["cache.example:5000"], "is not the URL of a cache");
     refused(seat(), &[], "no cache is named");
-    refused(seat(), &["--config", "/nonexistent"], "cannot read the settings file /nonexistent");
+    refused(
+        seat(),
+        &["--config", "/nonexistent"],
+        "cannot read the settings file /nonexistent: No such file",
+    );
     refused(seat(), &["--seconds", "0", "http://127.0.0.1:1"], "--seconds");
 }
 

@@ -83,7 +83,7 @@ fn a_transfer_that_is_cut_is_told_with_how_far_it_came() {
     });
     let finding = told.only("cut");
     assert_eq!(finding["received"], 100_000);
-    has(finding, "message", &[&case.path, "100 kB of 300 kB"]);
+    has(finding, "message", &[&case.path, "98 KiB of 293 KiB"]);
 }
 
 #[test]

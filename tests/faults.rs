@@ -7,13 +7,13 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use support::server::Settings;
 use support::store::hash_of;
 use support::wire::Cut;
-use support::{Connection, Kind, Server, Store, noise, poll, succeed, write};
+use support::{Connection, Kind, Server, Store, is_root, noise, poll, succeed, wait_until, write};
 
 fn add(store: &Store, name: &str) -> String {
     store.add(name, |tree| write(tree.join("a"), name))
@@ -131,12 +131,6 @@ fn a_tree_that_is_not_what_the_database_says_is_refused_before_the_head() {
     assert!(!support::lossy(&answer.body).contains("harmed"), "an error's body names no path");
 }
 
-/// How long the server waits for a database that somebody has locked.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Who waited for it again, from a little later on, would have taken longer.
-const MUCH_LESS: Duration = Duration::from_secs(4);
-
 #[test]
 fn a_locked_database_defers_only_what_needs_it() {
     let store = Store::new(Kind::Chroot);
@@ -150,39 +144,42 @@ fn a_locked_database_defers_only_what_needs_it() {
     let server = Settings::of(&store).line("workers = 1").start();
     assert_eq!(status_of(&server, &path), 200);
 
-    writer.execute_batch("begin exclusive; update ValidPaths set ultimate = 1;").expect("nobody else writes");
-    let mut waiting = server.connect();
-    waiting.request("GET", &format!("/{}.narinfo", hash_of(&path)), &[]);
-    // It arrives when the database is waited for already.
-    let mut late = server.connect();
-    assert!(!waiting.closes_within(Duration::from_millis(200)));
-    late.request("GET", &format!("/{}.narinfo", hash_of(&path)), &[]);
-    // The only worker goes on meanwhile.
-    let begun = Instant::now();
-    let mut other = server.connect();
-    assert_eq!(other.get("/health").text(), "OK\n");
-    assert_eq!(other.get("/nix-cache-info").status, 200);
-    assert!(begun.elapsed() < MUCH_LESS, "the worker waited for the database");
+    let lock = "begin exclusive; update ValidPaths set ultimate = 1;";
+    let target = format!("/{}.narinfo", hash_of(&path));
+    let waits = || server.metric("harmonia_database_busy_total", &[]);
+    let given_up = || server.metric("harmonia_database_unavailable_total", &[]);
+    writer.execute_batch(lock).expect("nobody else writes");
+    // The only worker goes on while the database is waited for. On a busy machine all this may take longer than the
+    // server waits; then once more.
+    let (mut waiting, mut late) = poll("answers that wait for no database", Duration::from_secs(120), || {
+        let (before, waited) = (given_up(), waits());
+        let mut waiting = server.connect();
+        waiting.request("GET", &target, &[]);
+        wait_until("the database to be waited for", Duration::from_secs(60), || waits() > waited);
+        // It arrives when the database is waited for already.
+        let mut late = server.connect();
+        late.request("GET", &target, &[]);
+        assert_eq!(server.get("/health").text(), "OK\n");
+        assert_eq!(server.get("/nix-cache-info").status, 200);
+        (given_up() == before).then_some((waiting, late))
+    });
     let answer = waiting.read("GET");
     assert_eq!(answer.status, 503);
     assert!(answer.header("retry-after").is_some());
-    let begun = Instant::now();
     assert_eq!(late.read("GET").status, 503);
-    assert!(begun.elapsed() < MUCH_LESS, "the late one waited a second time");
 
     // Freed while a request waits: it is answered. A busy machine may free it too late; then once more.
     poll("an answer after the lock", Duration::from_secs(120), || {
-        let begun = Instant::now();
+        let before = given_up();
         let mut waiting = server.connect();
-        waiting.request("GET", &format!("/{}.narinfo", hash_of(&path)), &[]);
-        assert!(!waiting.closes_within(Duration::from_millis(200)));
+        waiting.request("GET", &target, &[]);
+        assert_eq!(server.get("/health").text(), "OK\n");
         writer.execute_batch("commit").expect("nobody else writes");
         let status = waiting.read("GET").status;
         if status == 200 {
             return Some(());
         }
-        let waited = begun.elapsed();
-        assert!(status == 503 && waited >= PATIENCE, "{status} after {waited:?}");
+        assert!(status == 503 && given_up() > before, "{status}");
         writer.execute_batch("begin exclusive").expect("nobody else writes");
         None
     });
@@ -346,6 +343,30 @@ fn a_broken_key_is_named_and_never_shown() {
     let said = Settings::of(&store).keys(&[&broken]).refuses();
     assert!(said.contains("broken.secret"), "{said}");
     assert!(!said.contains("c2VjcmV0"), "{said}");
+}
+
+#[test]
+fn who_may_not_read_a_key_is_named_with_what_to_do() {
+    let store = Store::new(Kind::Chroot);
+    let (secret, _) = store.key("cache.example-1");
+    if is_root() {
+        let said = Settings::of(&store).keys(&[&secret]).unprivileged().refuses();
+        let expected =
+            format!("cannot read {}: Permission denied (os error 13); the server runs as ", secret.display());
+        assert!(said.contains(&expected), "{said}");
+        assert!(
+            said.contains("(uid 65534)")
+                && said.contains("chown 65534 /")
+                && said.contains("LoadCredential=")
+        );
+    }
+    // nix-serve's variable.
+    let server = Settings::of(&store).environment("NIX_SECRET_KEY_FILE", "/etc/key").start();
+    assert!(
+        server.log().contains("NIX_SECRET_KEY_FILE is nix-serve's and has no effect"),
+        "{}",
+        server.log()
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod support;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::server::Settings;
 use support::store::{base_name, hash_of};
@@ -99,15 +99,11 @@ fn a_range_has_its_headers() {
 }
 
 #[test]
-fn several_ranges_give_the_whole_or_the_first() {
-    let served = serve();
-    let Served { server, nar, url, .. } = &served;
+fn several_ranges_give_the_whole() {
+    let Served { server, nar, url, .. } = &serve();
     let answer = server.connect().get_with(url, &["Range: bytes=0-9,20-29"]);
-    match answer.status {
-        200 => assert!(answer.body == *nar),
-        206 => assert!(answer.body == nar[..10]),
-        other => panic!("status {other}"),
-    }
+    assert_eq!(answer.status, 200);
+    assert!(answer.body == *nar);
 }
 
 #[test]
@@ -159,16 +155,39 @@ fn if_none_match_comes_before_the_range() {
 }
 
 #[test]
-fn a_head_with_a_range_has_no_body() {
+fn if_match_wants_the_very_tag() {
+    let served = serve();
+    let Served { server, url, path, .. } = &served;
+    let mut connection = server.connect();
+    for target in [url, &format!("/serve/{}/small", hash_of(path))] {
+        let etag = connection.head(target, &[]).header("etag").expect("it has an ETag").to_owned();
+        for (tags, status) in [
+            (etag.clone(), 206),
+            ("*".into(), 206),
+            (format!("\"x\", {etag}"), 206),
+            ("\"x\"".into(), 412),
+            (format!("W/{etag}"), 412),
+        ] {
+            let answer = connection.get_with(target, &[&format!("If-Match: {tags}"), "Range: bytes=0-0"]);
+            assert_eq!(answer.status, status, "{target}: {tags}");
+        }
+        let both = [&*format!("If-None-Match: {etag}"), "If-Match: \"x\""];
+        assert_eq!(connection.get_with(target, &both).status, 412, "it comes first");
+    }
+    // What has no tag is answered as it is.
+    assert_eq!(connection.get_with("/nix-cache-info", &["If-Match: \"x\""]).status, 200);
+}
+
+#[test]
+fn a_head_with_a_range_is_of_the_whole() {
     let served = serve();
     let Served { server, nar, url, .. } = &served;
     let mut connection = server.connect();
-    let answer = connection.head(url, &["Range: bytes=10-19"]);
-    // A range is defined for GET alone, and a server that takes it for HEAD must count the part.
-    match answer.status {
-        200 => assert_eq!(answer.content_length(), Some(nar.len() as u64)),
-        206 => assert_eq!(answer.content_length(), Some(10)),
-        other => panic!("status {other}"),
+    // Ranges are defined for GET alone.
+    for range in ["Range: bytes=10-19", "Range: bytes=999999999-"] {
+        let answer = connection.head(url, &[range]);
+        assert_eq!((answer.status, answer.content_length()), (200, Some(nar.len() as u64)), "{range}");
+        assert_eq!(answer.header("content-range"), None, "{range}");
     }
     assert_eq!(connection.get("/health").text(), "OK\n");
 }
@@ -279,12 +298,8 @@ fn what_is_absent_or_malformed_is_not_found() {
         "//etc/passwd".into(),
     ] {
         let answer = connection.get(&target);
-        assert!(matches!(answer.status, 400 | 404), "{target}: {}", answer.status);
-        let body = lossy(&answer.body).to_lowercase();
-        assert!(!body.contains("etc") && !body.contains("os error"), "{target}: {body}");
-        if answer.header("connection").is_some_and(|value| value == "close") {
-            connection = served.server.connect();
-        }
+        assert_eq!(answer.status, 404, "{target}");
+        assert_eq!(lossy(&answer.body), "Not Found", "{target}");
     }
 }
 
@@ -380,22 +395,31 @@ fn http_10_and_connection_close_end_the_connection() {
     assert!(connection.is_closed());
 }
 
+/// The end of a connection is no end of a log: over a unix socket it looks the same where the log broke off.
 #[test]
-fn a_body_of_unknown_length_ends_an_http_10_connection() {
+fn an_http_10_client_is_told_how_long_a_packed_log_is() {
     let store = Store::new(Kind::OtherDir);
     let chatter = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; echo > $out";
     let (drv, _) = store.build("chatter", chatter, "");
     let server = Server::of(&store);
     let log = format!("/log/{}", base_name(&drv));
+    let whole = server.get(&log).text();
+    assert_eq!(whole.lines().last(), Some("line 19999"));
     let mut connection = server.connect();
-    connection.send(format!("GET {log} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"));
-    let answer = connection.read("GET");
-    assert_eq!((answer.content_length(), answer.header("connection")), (None, Some("close")));
-    assert_eq!(answer.text().lines().last(), Some("line 19999"));
-    let mut connection = server.connect();
-    connection.send(format!("HEAD {log} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"));
-    assert_eq!(connection.read("HEAD").header("connection"), Some("close"));
-    assert!(connection.is_closed());
+    for method in ["GET", "HEAD", "GET"] {
+        connection.send(format!("{method} {log} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"));
+        let answer = connection.read(method);
+        assert_eq!((answer.status, answer.content_length()), (200, Some(whole.len() as u64)));
+        assert!(method == "HEAD" || answer.text() == whole);
+    }
+    // One that ends early is refused before the head.
+    let (first, rest) = base_name(&drv).split_at(2);
+    let file = store.state_dir().with_file_name("log").join(format!("nix/drvs/{first}/{rest}.bz2"));
+    let packed = std::fs::read(&file).expect("Nix packs logs");
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("it is ours");
+    write(&file, &packed[..packed.len() - 10]);
+    connection.send(format!("GET {log} HTTP/1.0\r\n\r\n"));
+    assert_eq!(connection.read("GET").status, 404);
 }
 
 #[test]
@@ -425,42 +449,39 @@ fn a_body_with_a_get_is_dropped() {
 fn what_cannot_be_read_is_refused_and_closed() {
     let served = serve();
     let long = "x".repeat(200_000);
-    for (bytes, statuses) in [
-        ("nonsense\r\n\r\n".to_owned(), &[400][..]),
-        ("GET /health\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/3.0\r\nHost: x\r\n\r\n".into(), &[400, 505]),
-        ("GET /health HTTP/2.0\r\nHost: x\r\n\r\n".into(), &[400, 505]),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), &[400, 505]),
-        ("GET /he alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), &[400]),
-        ("GET /he\0alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\nHost: x\n\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\nA: b\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\n\r\n".into(), &[400]),
-        ("GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\n".into(), &[400]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n".into(), &[400]),
-        (
-            "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
-            &[400],
-        ),
-        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), &[400, 501]),
-        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n".into(), &[400, 501]),
-        ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), &[400]),
-        (format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"), &[414, 431]),
-        (format!("GET / HTTP/1.1\r\nHost: x\r\nA: {long}\r\n\r\n"), &[431]),
-        (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(20_000)), &[431]),
+    for (bytes, status) in [
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("GET /health\r\n\r\n".into(), 400),
+        ("GET /health HTTP/3.0\r\nHost: x\r\n\r\n".into(), 505),
+        ("GET /health HTTP/2.0\r\nHost: x\r\n\r\n".into(), 505),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505),
+        ("GET /he alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), 400),
+        ("GET /he\0alth HTTP/1.1\r\nHost: x\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\nHost: x\n\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\nA: b\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\n\r\n".into(), 400),
+        ("GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400),
+        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), 501),
+        ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n".into(), 501),
+        ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400),
+        (format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"), 414),
+        (format!("GET / HTTP/1.1\r\nHost: x\r\nA: {long}\r\n\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(20_000)), 431),
     ] {
         let shown: String = bytes.chars().take(80).collect();
         // A pipelined second request must never be answered: its bounds are not known.
         let mut connection = served.server.connect();
         connection.send(&bytes).send("GET /version HTTP/1.1\r\nHost: smuggled\r\n\r\n");
         match connection.try_read("GET") {
-            Ok(answer) => assert!(statuses.contains(&answer.status), "{shown:?}: {}", answer.status),
+            Ok(answer) => assert_eq!(answer.status, status, "{shown:?}"),
             // So much was sent that the kernel answers what is left unread with a reset.
             Err(_) if bytes.len() > 100_000 => continue,
             Err(cut) => panic!("{shown:?}: {cut:?}"),
@@ -476,12 +497,9 @@ fn expect_is_answered() {
     let Served { server, .. } = &served;
     let mut connection = server.connect();
     let answer = connection.get_with("/health", &["Expect: 100-continue", "Content-Length: 2"]);
-    // Either the final answer at once, or the interim one first.
-    if answer.status == 100 {
-        assert_eq!(connection.send("ab").read("GET").text(), "OK\n");
-    } else {
-        assert_eq!(answer.text(), "OK\n");
-    }
+    // At once: nobody wants the body, and where the next request would begin is not known.
+    assert_eq!(answer.text(), "OK\n");
+    assert!(connection.is_closed());
     assert_eq!(server.connect().get_with("/health", &["Expect: the unexpected"]).status, 417);
 }
 
@@ -518,9 +536,8 @@ fn sigterm_finishes_what_is_in_flight() {
     assert_eq!(busy.stream_body(length - 100_000, |part| body.extend_from_slice(part)), length - 100_000);
     assert!(body == *nar);
     drop(busy);
-    let begun = Instant::now();
+    // Half as long as it would wait for what is in flight.
     assert!(server.wait(Duration::from_secs(30)).success());
-    assert!(begun.elapsed() < Duration::from_secs(25), "nothing was left to wait for");
 }
 
 #[test]

@@ -40,11 +40,12 @@ fn what_was_asked_for_is_spared_for_its_time() {
     let server = keeping(&store);
     // As `harmonia cache warm` and `doctor --config` do: no client has asked.
     let mut connection = server.connect();
-    for target in [format!("/{}.narinfo", hash_of(&looked_at)), format!("/nar/{}.nar", hash_of(&looked_at))] {
-        connection.request("HEAD", &target, &[]);
+    let narinfo = format!("/{}.narinfo", hash_of(&looked_at));
+    for target in [&narinfo, &format!("/nar/{}.nar", hash_of(&looked_at))] {
+        connection.request("HEAD", target, &[]);
         assert_eq!(connection.read("HEAD").status, 200);
-        assert_eq!(server.get(&format!("{target}?look")).status, 200);
     }
+    assert_eq!(server.get(&format!("{narinfo}?look")).status, 200);
     for _ in 0..3 {
         assert_eq!(server.get(&format!("/{}.narinfo", hash_of(&program))).status, 200);
     }
@@ -137,7 +138,7 @@ fn pins_spare_a_closure_until_they_go() {
     // A name moves, and goes.
     let moved = said(&store, &["pin", "release", &later]);
     assert!(moved.contains(&format!("it kept {program} before")), "{moved}");
-    assert_eq!(said(&store, &["unpin", "by-file"]), format!("by-file kept {program}\n"));
+    assert_eq!(said(&store, &["unpin", "by-file"]), format!("by-file no longer keeps {program}\n"));
     collect(&store);
     assert_eq!([&library, &program, &later].map(|path| is_there(&store, path)), [false, false, true]);
 

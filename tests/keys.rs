@@ -107,6 +107,27 @@ impl Nix {
     }
 }
 
+/// As `head` does.
+#[test]
+fn who_reads_no_further_ends_it_without_a_complaint() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    done(harmonia(folder.path(), &[&"generate", &"k-1"]));
+    for words in [&["keys", "public", "k-1.secret"][..], &["generate", "completions", "bash"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_harmonia"));
+        let ended = command.args(words).current_dir(folder.path()).stdout(writer).output().expect("it runs");
+        assert_eq!(
+            ended.status.signal(),
+            Some(signal_hook::consts::SIGPIPE),
+            "{words:?}: {}",
+            stderr(&ended)
+        );
+        assert_eq!(stderr(&ended), "", "{words:?}");
+    }
+}
+
 #[test]
 fn a_pair_is_made_as_nix_makes_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -117,6 +138,9 @@ fn a_pair_is_made_as_nix_makes_it() {
     assert_eq!(shown, format!("{public}\n"));
     assert_eq!(mode(file("cache.example.org-1.secret")), 0o600);
     assert_eq!(done(harmonia(folder.path(), &[&"public", &"cache.example.org-1.secret"])), shown);
+    fs::create_dir(file("etc")).expect("a new folder");
+    done(harmonia(folder.path(), &[&"generate", &"beside-1", &"--secret-file", &"etc/cache.secret"]));
+    assert!(file("etc/beside-1.public").exists() && !file("beside-1.public").exists());
 
     let nix = Nix::new();
     let (sk, pk) = (file("sk"), file("pk"));

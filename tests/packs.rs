@@ -209,9 +209,9 @@ fn a_damaged_volume_is_noticed_before_its_first_use() {
     }
     assert_eq!(flipped, 1, "the volume holds the file once");
     let server = cached(&store, cache.path()).start();
-    for _ in 0..5 {
-        assert!(server.get(&url).body == nar, "never the flipped bit");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    assert!(server.get(&url).body == nar, "from the store");
+    // Behind it the pack is looked for, and the damage found.
+    wait_for(&server, "failed", 1);
     assert_eq!(packs(&server, "found"), 0);
+    assert!(server.get(&url).body == nar, "never the flipped bit");
 }

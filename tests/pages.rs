@@ -123,7 +123,13 @@ fn every_link_leads_somewhere_and_numbers_are_those_of_nix() {
 
     // What became invalid has no page, and none of the others shows it.
     store.collect(&["--delete", &user]);
-    assert_eq!(server.get(&format!("/path/{}", hash_of(&user))).status, 404);
+    for name in [hash_of(&user), "hello"] {
+        let answer = server.get(&format!("/path/{name}"));
+        assert!(answer.status == 404 && is_page(&answer) && answer.text().contains("action=\"../search\""));
+        check_page(name, &answer);
+    }
+    let folder = server.get(&format!("/serve/{}/lib/", hash_of(&library))).text();
+    assert!(folder.contains("<title>libhello-1.0/lib</title>"), "{folder}");
     assert!(!server.get(&format!("/path/{}", hash_of(&program))).text().contains("user+of=hello"));
     assert!(server.get("/search?q=user").text().contains("Nothing here"));
 }

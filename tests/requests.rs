@@ -109,15 +109,31 @@ fn json_names_the_client_behind_trusted_proxies() {
     assert_eq!(clients(&server, 1), ["127.0.0.1"], "nobody else is believed");
 }
 
+/// Who copies a line with `http:` from a page that came by `https:` has a cache that redirects, or answers nothing.
+#[test]
+fn the_lines_to_copy_begin_as_the_proxy_was_asked() {
+    let store = Store::new(Kind::Chroot);
+    let scheme = |trusted: &str, headers: &[&str]| {
+        let server = Settings::of(&store).line(&format!("trusted_proxies = {trusted:?}")).start();
+        let page = server.connect().get_with("/", headers).text();
+        let (before, _) = page.split_once("://").expect("the page has a URL");
+        before.rsplit(|char: char| !char.is_alphanumeric()).next().expect("there is one").to_owned()
+    };
+    for header in ["X-Forwarded-Proto: https", "Forwarded: for=192.0.2.1;proto=https"] {
+        assert_eq!(scheme("127.0.0.1", &[header]), "https");
+        assert_eq!(scheme("192.0.2.1", &[header]), "http", "nobody else is believed");
+    }
+    assert_eq!(scheme("127.0.0.1", &[]), "http");
+}
+
 /// Sends bytes on a connection of their own and gives all that comes back.
 fn raw(server: &Server, parts: &[&[u8]]) -> String {
     let mut stream = TcpStream::connect(server.address).expect("it listens");
     stream.set_read_timeout(Some(LIMIT)).expect("it is a plain setting");
     for part in parts {
         stream.set_nodelay(true).expect("it is a plain setting");
+        // They arrive one by one, or not; the simulation sees to each.
         stream.write_all(part).expect("it is sent");
-        // So that they arrive one by one, mostly.
-        std::thread::sleep(Duration::from_millis(20));
     }
     let mut answer = Vec::new();
     // A reset is an end too.

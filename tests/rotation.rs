@@ -152,7 +152,7 @@ fn other_settings_wait_for_the_next_start_and_that_is_said() {
     let (secret, _) = store.key("cache.example-1");
     let server = Settings::of(&store).keys(&[&secret]).start();
     let line = format!("sign_key_paths = {:?}\npriority = 7", [&secret]);
-    reload(&server, &line, "they take effect at the next start");
+    reload(&server, &line, "priority changed: that takes effect at the next start");
     assert!(server.get("/nix-cache-info").text().contains("Priority: 30\n"));
 }
 

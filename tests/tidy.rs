@@ -1,8 +1,12 @@
 //! The repository's rules, checked by reading its files.
 
+#[path = "support/source.rs"]
+mod source;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+
+use source::{Source, code_of, files, line_of, root, sources, words};
 
 /// What each room of `src/` may use of the others; `limits` belongs to all.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -67,145 +71,6 @@ const FENCES: &[(&str, &[&str])] = &[
 /// How long a file may be before its tests; longer ones are asking to be two rooms.
 const LINES_MAX: usize = 600;
 
-/// A source file.
-struct Source {
-    /// From the repository's root.
-    name: String,
-    text: String,
-    /// The text with comments, strings and character literals blanked out; lines stay where they are.
-    code: String,
-}
-
-impl Source {
-    /// The room in `src/` that the file belongs to; none for the roots of the crates.
-    fn room(&self) -> Option<&str> {
-        let inner = self.name.strip_prefix("src/")?;
-        let room = inner.split('/').next()?.trim_end_matches(".rs");
-        (!matches!(room, "lib" | "main")).then_some(room)
-    }
-
-    /// The code before the file's tests; nothing of a file that holds tests alone.
-    fn product(&self) -> &str {
-        if self.name.ends_with("/tests.rs") || self.name.contains("/tests/") {
-            return "";
-        }
-        let tests = self.code.find("#[cfg(test)]\nmod ").unwrap_or(self.code.len());
-        &self.code[..tests]
-    }
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Every file below these folders (or this file) with this ending, target folders left out.
-fn files(places: &[&str], endings: &[&str]) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut open: Vec<PathBuf> =
-        places.iter().map(|place| root().join(place)).filter(|p| p.exists()).collect();
-    while let Some(path) = open.pop() {
-        if path.is_dir() {
-            let skipped = ["target", "corpus", "artifacts", ".git"];
-            if skipped.iter().any(|name| path.ends_with(name)) {
-                continue;
-            }
-            let entries = fs::read_dir(&path).expect("the repository can be read");
-            open.extend(entries.map(|entry| entry.expect("the repository can be read").path()));
-        } else if endings.iter().any(|ending| path.to_string_lossy().ends_with(ending)) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
-fn sources(places: &[&str]) -> Vec<Source> {
-    let read = |path: PathBuf| {
-        let text = fs::read_to_string(&path).expect("sources are text");
-        let name = path.strip_prefix(root()).expect("it is below").to_string_lossy().into_owned();
-        Source { name, code: code_of(&text), text }
-    };
-    files(places, &[".rs"]).into_iter().map(read).collect()
-}
-
-/// Blanks out comments, strings and character literals.
-fn code_of(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut code = String::with_capacity(text.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = &text[at..];
-        let end = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest.find("*/").map_or(rest.len(), |end| end + 2)
-        } else if let Some(hashes) = raw_string(rest, code.chars().next_back()) {
-            let close = format!("\"{}", "#".repeat(hashes));
-            let body = hashes + 2;
-            rest[body..].find(&close).map_or(rest.len(), |end| body + end + close.len())
-        } else if rest.starts_with('"') {
-            quoted_end(rest, b'"')
-        } else if is_character(rest) {
-            quoted_end(rest, b'\'')
-        } else {
-            let char = rest.chars().next().expect("it is not empty");
-            code.push(char);
-            at += char.len_utf8();
-            continue;
-        };
-        code.extend(rest[..end].chars().map(|char| if char == '\n' { '\n' } else { ' ' }));
-        at += end;
-    }
-    code
-}
-
-/// How many `#` a raw string that begins here has.
-fn raw_string(rest: &str, before: Option<char>) -> Option<usize> {
-    if before.is_some_and(|char| char.is_alphanumeric() && char != 'b' || char == '_') {
-        return None;
-    }
-    let after = rest.strip_prefix('r')?;
-    let hashes = after.len() - after.trim_start_matches('#').len();
-    after[hashes..].starts_with('"').then_some(hashes)
-}
-
-/// Where a literal that begins with `quote` ends.
-fn quoted_end(rest: &str, quote: u8) -> usize {
-    let bytes = rest.as_bytes();
-    let mut at = 1;
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' => at += 2,
-            byte if byte == quote => return at + 1,
-            _ => at += 1,
-        }
-    }
-    bytes.len()
-}
-
-/// Whether a character literal begins here, and not a lifetime.
-fn is_character(rest: &str) -> bool {
-    let Some(inner) = rest.strip_prefix('\'') else { return false };
-    let mut chars = inner.chars();
-    match chars.next() {
-        Some('\\') => true,
-        Some(_) => chars.next() == Some('\''),
-        None => false,
-    }
-}
-
-/// The words of a piece of code, each with where it stands.
-fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
-    let is_word = |char: char| char.is_alphanumeric() || char == '_';
-    code.split(move |char: char| !is_word(char))
-        .filter(|word| !word.is_empty())
-        .map(move |word| (word.as_ptr() as usize - code.as_ptr() as usize, word))
-}
-
-fn line_of(code: &str, at: usize) -> usize {
-    code[..at].matches('\n').count() + 1
-}
-
 /// The rooms that a piece of code names: `crate::room`, and each room of `crate::{room, …}`.
 fn rooms_named(code: &str) -> Vec<(usize, String)> {
     let mut named = Vec::new();
@@ -245,6 +110,13 @@ fn top_level(inner: &str) -> Vec<&str> {
     parts
 }
 
+/// The room in `src/` that the file belongs to; none for the roots of the crates.
+fn room_of(source: &Source) -> Option<&str> {
+    let inner = source.name.strip_prefix("src/")?;
+    let room = inner.split('/').next()?.trim_end_matches(".rs");
+    (!matches!(room, "lib" | "main")).then_some(room)
+}
+
 fn must_be_empty(rule: &str, broken: Vec<String>) {
     assert!(broken.is_empty(), "{rule}:\n{}", broken.join("\n"));
 }
@@ -253,7 +125,7 @@ fn must_be_empty(rule: &str, broken: Vec<String>) {
 fn rooms_use_only_what_they_may() {
     let mut broken = Vec::new();
     for source in sources(&["src"]) {
-        let Some(room) = source.room() else { continue };
+        let Some(room) = room_of(&source) else { continue };
         let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
             broken.push(format!("{}: `{room}` is in no row of the table", source.name));
             continue;
@@ -272,7 +144,7 @@ fn rooms_use_only_what_they_may() {
 fn external_crates_stay_behind_their_fences() {
     let mut broken = Vec::new();
     for source in sources(&["src"]) {
-        let Some(room) = source.room() else { continue };
+        let Some(room) = room_of(&source) else { continue };
         let code = source.product();
         for (at, word) in words(code) {
             let used = code[at + word.len()..].starts_with("::");
@@ -382,17 +254,16 @@ fn no_file_names_this_machine() {
 #[test]
 fn every_limit_is_used() {
     let sources = sources(&["src"]);
-    let is_limits = |source: &&Source| source.name.starts_with("src/limits");
-    let others = sources.iter().filter(|source| !is_limits(source));
-    let used: BTreeSet<&str> = others.flat_map(|s| words(s.product())).map(|(_, w)| w).collect();
-    let limits: Vec<&Source> = sources.iter().filter(is_limits).collect();
-    assert!(limits.len() > 1, "they are there");
-    let bounds = limits.iter().flat_map(|limits| limits.code.split("pub const ").skip(1));
-    let bounds = bounds.filter_map(|text| words(text).next());
+    let (limits, others): (Vec<_>, Vec<_>) =
+        sources.iter().partition(|source| room_of(source) == Some("limits"));
+    let used: BTreeSet<&str> =
+        others.iter().flat_map(|source| words(source.product())).map(|(_, word)| word).collect();
+    let code: String = limits.iter().map(|source| &*source.code).collect();
+    let bounds = code.split("pub const ").skip(1).filter_map(|text| words(text).next());
     let unused = bounds.map(|(_, name)| name).filter(|name| {
         // A bound may be there for another's sake.
-        let here = limits.iter().flat_map(|limits| words(&limits.code)).filter(|(_, word)| word == name);
-        here.count() < 2 && !used.contains(name)
+        let here = words(&code).filter(|(_, word)| word == name).count();
+        here < 2 && !used.contains(name)
     });
     must_be_empty("limits that nothing uses", unused.map(str::to_owned).collect());
 }
@@ -407,9 +278,40 @@ fn every_parser_has_its_fuzz_target() {
     for target in &targets {
         assert!(manifest.contains(&format!("name = \"{target}\"")), "fuzz/Cargo.toml does not name {target}");
     }
-    let wanted = ["request_head", "range", "narinfo", "nar", "store_path", "key", "database_row", "proxy"];
+    let wanted = [
+        "request_head",
+        "range",
+        "narinfo",
+        "nar",
+        "store_path",
+        "key",
+        "database_row",
+        "proxy",
+        "body",
+        "forwarded",
+        "route",
+    ];
     let missing = wanted.iter().filter(|name| !targets.contains(**name));
     must_be_empty("no fuzz target", missing.map(|name| (*name).to_owned()).collect());
+}
+
+/// What is compiled for tests alone is no product, and what comes after its declaration is.
+#[test]
+fn the_reader_of_sources_tells_tests_from_the_product() {
+    let sources = sources(&["src"]);
+    let find = |name: &str| sources.iter().find(|source| source.name == name).expect("it is there");
+    for name in [
+        "src/server/simulation.rs",
+        "src/server/simulation/shop.rs",
+        "src/nar/tests.rs",
+        "src/io/simulated.rs",
+    ] {
+        assert_eq!(find(name).product(), "", "{name}");
+    }
+    for name in ["src/server/mod.rs", "src/nar/mod.rs", "src/io/mod.rs"] {
+        assert_eq!(find(name).product(), find(name).code, "{name}");
+    }
+    assert!(!find("src/server/load.rs").product().contains("super::*"));
 }
 
 #[test]

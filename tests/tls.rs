@@ -171,10 +171,11 @@ fn files_that_cannot_be_used_stop_the_start_and_are_named() {
         ("one.pem", "absent.key", "absent.key: No such file"),
         ("one.key", "one.key", "one.key: no certificate is in it"),
         ("one.pem", "one.pem", "one.pem: no private key is in it"),
-        ("one.pem", "other.key", "other.key: "),
+        ("one.pem", "other.key", "other.key: the certificate is of another key"),
     ] {
         let said = with(certificate, key);
         assert!(said.contains(wanted) && said.contains("tls_cert_path"), "{said}");
         assert!(!said.contains("PRIVATE KEY"), "{said}");
+        assert!(said.matches("No such file").count() < 2, "once: {said}");
     }
 }

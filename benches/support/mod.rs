@@ -58,6 +58,9 @@ impl Warm {
         let paths = fill(&settings, folder.path());
         let present = paths.last().expect("there are some").hash();
         let metrics = Arc::new(Metrics::new(1));
+        // A head is remembered when it is read for the second time.
+        let mut heads = HeadReader::default();
+        (0..2).for_each(|_| assert!(heads.read(&Self::request("/")).is_ok()));
         let view = warm_view(&settings, &metrics, &paths).expect("the store was just made");
         Self {
             present: present.to_string(),
@@ -81,7 +84,7 @@ impl Warm {
                 trust: Trust::default(),
             },
             metrics: Arc::clone(&metrics.workers()[0]),
-            heads: HeadReader::default(),
+            heads,
             head: Vec::new(),
             memory: Memory::default(),
             faults: Faults::default(),

@@ -1,5 +1,6 @@
 //! Users and groups by name.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -31,6 +32,35 @@ pub fn numbers(owner: &Owner) -> Result<(Option<u32>, Option<u32>), UnknownAccou
     Ok((find(&owner.user, "user", "/etc/passwd")?, find(&owner.group, "group", "/etc/group")?))
 }
 
+/// A user. `Display` is the name, if it is known, and the number.
+pub struct User {
+    name: Option<String>,
+    /// The number.
+    pub number: u32,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{name} (uid {})", self.number),
+            None => write!(f, "uid {}", self.number),
+        }
+    }
+}
+
+/// Whom this process runs as.
+pub fn own_user() -> User {
+    let number = rustix::process::geteuid().as_raw();
+    let text = fs::read("/etc/passwd").unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let of_line = |line: &str| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number.to_string()).then(|| name.to_owned())
+    };
+    User { name: text.lines().find_map(of_line), number }
+}
+
 /// The third field of the line that begins with `name`, as both files have it.
 fn number_in(file: &Path, name: &str) -> Option<u32> {
     let text = fs::read(file).ok()?;
@@ -42,6 +72,18 @@ fn number_in(file: &Path, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whom_this_runs_as() {
+        let id = std::process::Command::new("id").arg("-un").output().expect("id is there");
+        let name = String::from_utf8_lossy(&id.stdout).trim().to_owned();
+        let own = own_user();
+        assert!(
+            [format!("{name} (uid {})", own.number), format!("uid {}", own.number)]
+                .contains(&own.to_string())
+        );
+        assert_eq!(User { name: None, number: 7 }.to_string(), "uid 7");
+    }
 
     #[test]
     fn names_and_numbers() {

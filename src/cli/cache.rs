@@ -2,11 +2,13 @@
 
 mod warm;
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::client::{Client, Place};
+use super::output;
 use super::progress::size;
 use super::serve::ServeError;
 use super::store::VerifyError;
@@ -42,7 +44,7 @@ enum Command {
 /// Which cache is meant.
 #[derive(Debug, clap::Args)]
 struct Settings {
-    /// The settings; without it $CONFIG_FILE, else ./settings.toml, else defaults.
+    /// The settings; without it $CONFIG_FILE, ./settings.toml, /etc/harmonia/settings.toml or defaults.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -59,6 +61,14 @@ enum CommandError {
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// No cache can be where the settings say.
+    #[error("cache_dir: nothing can be kept in {}: {source}", dir.display())]
+    Folder {
+        /// The folder.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// NARs are sent as they are.
     #[error("nothing is compressed: set compression to \"zstd\" or \"xz\"")]
     NotCompressed,
@@ -113,7 +123,7 @@ enum CommandError {
 
 /// Runs the command: results to standard output, what went wrong to standard error.
 pub fn run(cache: &Cache) -> ExitCode {
-    let out = &mut io::stdout().lock();
+    let out = &mut output::standard();
     let done = match &cache.command {
         Command::Warm(command) => warm::run(command, out),
         Command::Status(settings) => status(settings, out),
@@ -130,14 +140,34 @@ fn load(settings: &Settings) -> Result<Config, ConfigError> {
     Config::load(settings.config.as_deref(), &|name| std::env::var(name).ok())
 }
 
+/// Whether the folder is there; where it is not, a server makes it.
+///
+/// # Errors
+/// Where it is something else, cannot be looked at, or is below what is no folder.
+pub(super) fn is_made(dir: &Path) -> io::Result<bool> {
+    for place in dir.ancestors() {
+        match fs::metadata(place) {
+            Ok(found) if found.is_dir() => return Ok(place == dir),
+            Ok(_) => return Err(ErrorKind::NotADirectory.into()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
 fn status(settings: &Settings, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let config = load(settings)?;
     let kept = config.cache.as_ref().ok_or(CommandError::NoCache)?;
+    let is_made =
+        is_made(&kept.dir).map_err(|source| CommandError::Folder { dir: kept.dir.clone(), source })?;
     let survey = cache::survey(&kept.dir)?.unwrap_or_default();
     let Survey { volumes, volume_bytes, frames, frame_bytes, nars, nar_bytes, file_bytes, unique_bytes } =
         survey;
-    writeln!(out, "folder      {}", kept.dir.display())?;
-    writeln!(out, "size        {} of {}, {volumes} volumes", size(volume_bytes), size(kept.max_size))?;
+    let note = if is_made { "" } else { ", which is not there: a server makes it" };
+    let noun = if volumes == 1 { "volume" } else { "volumes" };
+    writeln!(out, "folder      {}{note}", kept.dir.display())?;
+    writeln!(out, "size        {} of {}, {volumes} {noun}", size(volume_bytes), size(kept.max_size))?;
     writeln!(out, "frames      {frames}, {}", size(frame_bytes))?;
     writeln!(out, "NARs        {nars}, {}, compressed to {}", size(nar_bytes), size(file_bytes))?;
     writeln!(

@@ -2,8 +2,9 @@
 
 mod store;
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ use super::serve;
 use crate::config::{Config, ConfigError};
 use crate::formats::store_path::StoreDir;
 use crate::io::listen::Address;
+use crate::server::start::Server;
 use crate::store::add::Registered;
 use store::{DemoStore, DemoStoreError};
 
@@ -32,12 +34,24 @@ pub struct Demo {
     /// The demo's own folder; to remove it: chmod -R u+w FOLDER; rm -r FOLDER, as a store is read-only.
     #[arg(long, value_name = "FOLDER", default_value = "harmonia-demo")]
     dir: PathBuf,
-    /// The address and port to serve on.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5000")]
+    /// The address and port to serve on; a port alone is one of this machine.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5000", value_parser = address)]
     bind: SocketAddr,
     /// Folders and files to put into the store [default: a few that most machines have].
     #[arg(value_name = "FOLDERS")]
     folders: Vec<PathBuf>,
+}
+
+/// Reads an address or a name with a port, or a port of this machine.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    let found = text
+        .to_socket_addrs()
+        .map_err(|error| format!("{error}: it is ADDRESS:PORT, such as 127.0.0.1:5001"))?;
+    // A name may stand for several; the one that curl and people mean by localhost comes first.
+    found.min_by_key(SocketAddr::is_ipv6).ok_or_else(|| "it has no address".to_owned())
 }
 
 /// Why the demo did not start.
@@ -62,14 +76,15 @@ enum DemoError {
 
 /// Makes the demo or opens it again, and serves it until a signal ends it.
 pub fn run(demo: &Demo) -> ExitCode {
-    match prepare(demo, &mut say) {
-        Ok(Ready { config, store }) => {
-            serve::serve_until_signal(&config, &|| load(&store), |server| {
+    match begin(demo) {
+        Ok((Ready { config, store }, _held)) => {
+            let announce = |server: &Server| {
                 // The one address there is: the demo's settings have no other.
                 if let Some(Address::Tcp(at)) = server.addresses().first() {
                     say(&what_to_try(&store, *at));
                 }
-            })
+            };
+            serve::serve_until_signal(&config, &|| load(&store), Some(&announce))
         }
         Err(error) => {
             // Nobody is left to tell when standard error is gone.
@@ -77,6 +92,16 @@ pub fn run(demo: &Demo) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// The demo, and what keeps others from serving it meanwhile.
+fn begin(demo: &Demo) -> Result<(Ready, Option<File>), DemoError> {
+    check_free(demo.bind)?;
+    let held = store::hold(&demo.dir)?;
+    let ready = prepare(demo, &mut say)?;
+    // At the first start there was nothing to hold before.
+    let held = held.map_or_else(|| store::hold(&demo.dir), |held| Ok(Some(held)))?;
+    Ok((ready, held))
 }
 
 /// A demo that can be served.
@@ -344,6 +369,32 @@ mod tests {
         fs::remove_file(&ready.store.key_file).expect("remove");
         let error = prepare(&demo(folder.path(), &[]), &mut |_| {}).err().expect("it is not a demo's");
         assert!(matches!(error, DemoError::Store(DemoStoreError::NotADemo { .. })), "{error}");
+    }
+
+    #[test]
+    fn places_to_serve_on() {
+        let at = |text: &str| address(text).ok().map(|address| address.to_string());
+        assert_eq!(at("5001").as_deref(), Some("127.0.0.1:5001"));
+        assert_eq!(at("localhost:5001").as_deref(), Some("127.0.0.1:5001"));
+        assert_eq!(at("[::1]:0").as_deref(), Some("[::1]:0"));
+        for wrong in ["", "127.0.0.1", "65536", "127.0.0.1:x", "unix:/s"] {
+            assert!(address(wrong).is_err_and(|told| told.contains("ADDRESS:PORT")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_somebody_elses_is_left_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = folder.path().join("demo/settings.toml");
+        fs::create_dir(folder.path().join("demo")).expect("mkdir");
+        fs::write(&own, "# mine").expect("write");
+        let error = prepare(&demo(folder.path(), &[]), &mut |_| {}).err().expect("it is not a demo's");
+        assert!(matches!(error, DemoError::Store(DemoStoreError::NotADemo { .. })), "{error}");
+        assert_eq!(fs::read_to_string(&own).expect("it is there"), "# mine");
+        assert_eq!(fs::read_dir(folder.path().join("demo")).expect("it is there").count(), 1);
+        // What a start left that was interrupted before it had a key is no person's.
+        fs::rename(&own, own.with_file_name("demo.public")).expect("it is ours");
+        prepared(&demo(folder.path(), &[&sample(folder.path())]));
     }
 
     #[test]

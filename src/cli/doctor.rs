@@ -1,6 +1,7 @@
 //! `harmonia doctor`: asks a cache what a Nix client would ask, and says in plain words what is wrong.
 
 mod ask;
+mod certificate;
 mod client;
 mod download;
 mod finding;
@@ -17,10 +18,14 @@ use std::time::Duration;
 
 use self::ask::{Cache, NoUrl};
 use self::client::Client;
+use self::finding::Upkeep;
 use self::look::{Look, Paths, Side};
 use self::place::Place;
 use self::report::Report;
+use super::cache::is_made;
 use super::keys::{KeysError, load_secret_key};
+use super::output;
+use crate::causes::with_causes;
 use crate::config::{Bind, Config, ConfigError};
 use crate::formats::signature::PublicKey;
 use crate::formats::store_path::{StoreDir, StorePath, StorePathError};
@@ -35,7 +40,7 @@ const ABOUT: &str = "\
 Without URL it asks every http and https substituter of this machine's Nix settings (nix config show, else nix.conf);
 with --config or $CONFIG_FILE, the server of those settings, at this machine. With both, that server at that URL.
 
-It exits 0 where all is well, 1 where something is wrong, 2 where it could not look. It changes nothing, and asks nobody
+It exits 0 where all is well, 1 where something is wrong, 2 where it could not look, be it at the keys alone. It changes nothing, and asks nobody
 but the caches. What it could not look at is listed as unseen.";
 
 /// Find out why a cache is not used, on a client or on the server.
@@ -104,7 +109,7 @@ pub fn run(doctor: &Doctor) -> ExitCode {
         Ok((reports, source)) => tell(doctor, &reports, &source, client.as_ref()),
         Err(error) => {
             // Nobody to tell when standard error is closed; the exit code says it.
-            let _ = writeln!(io::stderr(), "harmonia doctor: {error}");
+            let _ = writeln!(io::stderr(), "harmonia doctor: {}", with_causes(&error));
             ExitCode::from(FAILED)
         }
     }
@@ -117,12 +122,14 @@ fn tell(doctor: &Doctor, reports: &[Report], source: &str, client: Option<&Clien
         true => format!("{:#}\n", report::json(reports, source, &place)),
         false => report::text(reports, source, &place),
     };
-    if io::stdout().write_all(text.as_bytes()).is_err() {
+    if output::standard().write_all(text.as_bytes()).is_err() {
         return ExitCode::from(FAILED);
     }
-    match reports.iter().all(|report| report.look.findings.is_empty()) {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::from(FINDINGS),
+    let is_any = |of: fn(&Look) -> bool| reports.iter().any(|report| of(&report.look));
+    match (is_any(|look| !look.findings.is_empty()), is_any(|look| look.is_partial)) {
+        (true, _) => ExitCode::from(FINDINGS),
+        (false, true) => ExitCode::from(FAILED),
+        (false, false) => ExitCode::SUCCESS,
     }
 }
 
@@ -151,7 +158,8 @@ fn look_as_client(
     }
     let authorities = client.map_or_else(|| client::authorities(env), |client| client.authorities(env));
     let store_dir = client.map_or("/nix/store", |client| &client.store_dir);
-    let paths = paths(doctor, store_dir, Path::new(store_dir))?;
+    let real_store = client.map_or(Path::new("/nix/store"), |client| &client.real_store);
+    let paths = paths(doctor, store_dir, real_store)?;
     let mut looks = Vec::new();
     for url in urls {
         let cache = Cache::new(&url, authorities.as_deref(), seconds(doctor))?;
@@ -187,11 +195,26 @@ fn look_at_server(
     let authorities = client.map_or_else(|| client::authorities(env), |client| client.authorities(env));
     let cache = Cache::new(&url, authorities.as_deref(), seconds(doctor))?.of_this_machine();
     let mut look = Look::default();
+    look_at_cache_dir(config, &mut look);
     if let Some(info) = look::ask_info(&cache, &mut look) {
         let side = Side::Server { store_dir: &config.virtual_nix_store, keys: &keys };
         look::examine(&cache, &info, &side, &paths, seconds(doctor), &mut look);
     }
     Ok(vec![Report { url, look }])
+}
+
+/// Whether the server can keep anything where its settings say.
+fn look_at_cache_dir(config: &Config, look: &mut Look) {
+    let Some(cache) = &config.cache else { return };
+    let dir = cache.dir.display().to_string();
+    match is_made(&cache.dir) {
+        Ok(_) => {}
+        // The server's own user may see more.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            look.unseen.push(format!("the cache_dir {dir}: {error}"));
+        }
+        Err(error) => look.findings.push(Upkeep::CacheDir { dir, reason: error.to_string() }.into()),
+    }
 }
 
 /// Where this machine reaches the server of these settings.

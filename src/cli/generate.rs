@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
+use super::output;
 use crate::causes::with_causes;
 use crate::config::{KEYS, Key};
 use crate::metrics::names::{self, Kind, Name};
@@ -44,7 +45,7 @@ const SETTINGS_HEAD: &str = "\
 <!-- Printed by `harmonia generate settings`: change src/config/keys.rs, and print it again. -->
 
 The settings file is TOML. It is read from `--config`, else from `$CONFIG_FILE`, else from `settings.toml` in the current
-folder, if there is one; else these defaults hold. What the command line says (`--bind`, `--workers`, `--priority`) wins over the file.
+folder, else from `/etc/harmonia/settings.toml`, where there is one; else these defaults hold. What the command line says (`--bind`, `--workers`, `--priority`) wins over the file.
 A key that is not known, and a value that cannot be, stop the program with a message that names the file and the line.
 
 SIGHUP, or `harmonia reload`, has the file read again: `sign_key_paths` is taken from it, and certificates are read anew; other
@@ -108,11 +109,11 @@ fn man_pages(folder: &Path) -> Result<(), GenerateError> {
 fn completions(shell: Shell) -> Result<(), GenerateError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut super::Arguments::command(), "harmonia", &mut script);
-    io::stdout().write_all(&script).map_err(GenerateError::Print)
+    output::standard().write_all(&script).map_err(GenerateError::Print)
 }
 
 fn print(page: &str) -> Result<(), GenerateError> {
-    io::stdout().write_all(page.as_bytes()).map_err(GenerateError::Print)
+    output::standard().write_all(page.as_bytes()).map_err(GenerateError::Print)
 }
 
 fn settings() -> String {

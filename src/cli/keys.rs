@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 pub use self::files::{ExposedKey, LoadedKey, load_secret_key};
 use self::files::{read, replace};
+use super::output;
 use crate::formats::narinfo::{self, NarInfoError, ParsedNarInfo};
 use crate::formats::signature::{KeyError, PublicKey, SecretKey, Signature};
 use crate::formats::store_path::StoreDir;
@@ -35,7 +36,7 @@ enum Command {
         /// Where the secret key goes; a file that is there already is never touched [default: NAME.secret].
         #[arg(long, value_name = "FILE")]
         secret_file: Option<PathBuf>,
-        /// Where the public key goes, likewise [default: NAME.public].
+        /// Where the public key goes, likewise [default: NAME.public, beside the secret one].
         #[arg(long, value_name = "FILE")]
         public_file: Option<PathBuf>,
     },
@@ -73,7 +74,7 @@ enum Command {
 
 /// Runs the command: results to standard output, what went wrong to standard error.
 pub fn run(keys: &Keys) -> ExitCode {
-    let mut out = io::stdout().lock();
+    let mut out = output::standard();
     let done = match &keys.command {
         Command::Generate { name, secret_file, public_file } => {
             generate(name, secret_file.as_deref(), public_file.as_deref(), &mut out)
@@ -178,7 +179,8 @@ fn generate(
 ) -> Result<ExitCode, KeysError> {
     let key = SecretKey::generate(name).map_err(KeysError::Generate)?;
     let secret_file = secret_file.map_or_else(|| format!("{name}.secret").into(), Path::to_owned);
-    let public_file = public_file.map_or_else(|| format!("{name}.public").into(), Path::to_owned);
+    let beside = || secret_file.with_file_name(format!("{name}.public"));
+    let public_file = public_file.map_or_else(beside, Path::to_owned);
     files::write_pair(&key, secret_file, public_file)?;
     writeln!(out, "{}", key.public()).map_err(KeysError::Stdout)?;
     Ok(ExitCode::SUCCESS)

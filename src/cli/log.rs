@@ -1,4 +1,5 @@
-//! The log: information to standard output, warnings and errors to standard error, written by a thread of its own.
+//! The log: information to standard output, warnings and errors to standard error, written by a thread of its own. Where
+//! standard output is the log of requests, all of it goes to standard error: what reads one line a request meets no other.
 //!
 //! A log's reader may stop reading: a pipe is full, a terminal is held, a disk hangs. Whoever has something to say
 //! must not wait for that, least of all a worker. So lines go through a mailbox; one that finds it full is lost,
@@ -26,21 +27,24 @@ enum Message {
     Written(Sender<Infallible>),
 }
 
-#[derive(Clone, Copy)]
-enum Stream {
+/// A standard stream.
+#[derive(Clone, Copy, Debug)]
+pub enum Stream {
+    /// Standard output.
     Output,
+    /// Standard error.
     Error,
 }
 
 impl Log {
-    /// Begins to write what is logged; `RUST_LOG` filters.
+    /// Begins to write what is logged; `RUST_LOG` filters. `information` is where that goes.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn to_standard_streams() -> io::Result<Self> {
+    pub fn begin(information: Stream) -> io::Result<Self> {
         let (sender, receiver) = mailbox::bounded(limits::LOG_LINES, None);
         let lost = Arc::new(AtomicU64::new(0));
-        let lines = Lines { sender: sender.clone(), lost: Arc::clone(&lost) };
+        let lines = Lines { sender: sender.clone(), lost: Arc::clone(&lost), information };
         thread::Builder::new().name("log".to_owned()).spawn(move || write_all(&receiver, &lost))?;
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         // Set already in a test that runs several commands in one process.
@@ -74,6 +78,7 @@ impl Drop for Log {
 struct Lines {
     sender: Sender<Message>,
     lost: Arc<AtomicU64>,
+    information: Stream,
 }
 
 struct Line<'a> {
@@ -85,11 +90,11 @@ impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Line<'a> {
-        Line { lines: self, stream: Stream::Output }
+        Line { lines: self, stream: self.information }
     }
 
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line<'a> {
-        let stream = if *metadata.level() <= Level::WARN { Stream::Error } else { Stream::Output };
+        let stream = if *metadata.level() <= Level::WARN { Stream::Error } else { self.information };
         Line { lines: self, stream }
     }
 }
@@ -97,7 +102,7 @@ impl<'a> MakeWriter<'a> for Lines {
 impl Write for Line<'_> {
     /// An event comes as one piece.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Lines { sender, lost } = self.lines;
+        let Lines { sender, lost, .. } = self.lines;
         if sender.try_send(Message::Line(self.stream, bytes.to_vec())).is_err() {
             lost.fetch_add(1, Ordering::Relaxed);
         }

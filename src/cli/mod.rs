@@ -9,6 +9,7 @@ mod doctor;
 pub mod generate;
 pub mod keys;
 pub mod log;
+mod output;
 pub mod pins;
 mod progress;
 mod reload;
@@ -23,16 +24,19 @@ use clap::Parser as _;
 
 /// What `--help` says below the commands.
 const WITHOUT_COMMAND: &str = "\
-Without a command it serves, with the settings of $CONFIG_FILE, else of ./settings.toml, else with defaults:
-the store /nix/store, on port 5000 of every address. To see it work without a Nix store: harmonia demo";
+Without a command it serves, with the settings of --config, else of $CONFIG_FILE, else of ./settings.toml, else of
+/etc/harmonia/settings.toml, else with defaults: the store /nix/store, on port 5000 of every address. To see it work without a Nix store: harmonia demo";
 
 /// A Nix binary cache server: serves the store of this machine over HTTP, signed.
 #[derive(Debug, clap::Parser)]
-#[command(version, after_help = WITHOUT_COMMAND)]
+#[command(version, after_help = WITHOUT_COMMAND, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// Existing unit files start it without.
     #[command(subcommand)]
     command: Option<Command>,
+    /// Those of `serve`, for where no command is.
+    #[command(flatten)]
+    serve: serve::Serve,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -52,8 +56,9 @@ enum Command {
 
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
-    match Arguments::parse().command {
-        None => serve::run(serve::Serve::default()),
+    let Arguments { command, serve } = Arguments::parse();
+    match command {
+        None => serve::run(serve),
         Some(Command::Serve(serve)) => serve::run(serve),
         Some(Command::Demo(demo)) => demo::run(&demo),
         Some(Command::Keys(keys)) => keys::run(&keys),

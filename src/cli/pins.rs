@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::output;
 use super::serve::store_settings;
 use crate::causes::with_causes;
 use crate::config::{Config, ConfigError};
@@ -16,7 +17,7 @@ const FAILED: u8 = 2;
 /// Which store, and where its pins are.
 #[derive(Debug, clap::Args)]
 pub struct Place {
-    /// The server's settings; without it $CONFIG_FILE, else ./settings.toml, else defaults.
+    /// The server's settings; without it $CONFIG_FILE, ./settings.toml, /etc/harmonia/settings.toml or defaults.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -66,7 +67,7 @@ pub fn pin(command: &PinCommand) -> ExitCode {
     done(|| {
         let PinCommand { name, path, place } = command;
         let Pinned { path: pinned, before, is_certain } = place.pins()?.pin(name, path)?;
-        let mut out = io::stdout().lock();
+        let mut out = output::standard();
         writeln!(out, "{name} keeps {pinned}")?;
         if let Some(before) = before.filter(|before| !before.ends_with(pinned.as_str())) {
             writeln!(out, "it kept {} before", before.display())?;
@@ -87,7 +88,7 @@ pub fn pin(command: &PinCommand) -> ExitCode {
 pub fn unpin(command: &UnpinCommand) -> ExitCode {
     done(|| {
         let target = command.place.pins()?.unpin(&command.name)?;
-        writeln!(io::stdout(), "{} kept {}", command.name, target.display())?;
+        writeln!(output::standard(), "{} no longer keeps {}", command.name, target.display())?;
         Ok(())
     })
 }
@@ -95,7 +96,7 @@ pub fn unpin(command: &UnpinCommand) -> ExitCode {
 /// `harmonia pins`
 pub fn pins(command: &PinsCommand) -> ExitCode {
     done(|| {
-        let mut out = io::stdout().lock();
+        let mut out = output::standard();
         for Pin { name, target, is_valid } in command.place.pins()?.list()? {
             let note = if is_valid { "" } else { "\t(not a valid path: keeps nothing)" };
             writeln!(out, "{name}\t{}{note}", target.display())?;

@@ -73,21 +73,21 @@ fn describe(done: u64, total: u64, took: Duration) -> String {
     format!("{percent} %, {} of {}, {}/s, {left} left", size(done), size(total), size(rate as u64))
 }
 
-/// A number of bytes as people read it, in units of 1000.
+/// A number of bytes as people read it, in units of 1024, as the settings and the pages have them.
 pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if bytes < 1000 {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
         return format!("{bytes} B");
     }
-    let mut amount = bytes as f64 / 1000.0;
+    let mut amount = bytes as f64 / 1024.0;
     let mut units = UNITS.iter();
     let mut unit = units.next();
-    while amount >= 999.5 && units.len() > 0 {
-        amount /= 1000.0;
+    while amount >= 1023.5 && units.len() > 0 {
+        amount /= 1024.0;
         unit = units.next();
     }
-    let digits = if amount < 9.995 { 1 } else { 0 };
-    format!("{amount:.digits$} {}", unit.unwrap_or(&"PB"))
+    let digits = if amount < 9.95 { 1 } else { 0 };
+    format!("{amount:.digits$} {}", unit.unwrap_or(&"EiB"))
 }
 
 fn duration(seconds: f64) -> String {
@@ -105,8 +105,8 @@ mod tests {
 
     #[test]
     fn numbers_as_people_read_them() {
-        let sizes = [0, 999, 1000, 9_940, 12_345_678, 999_600_000, 5_150_000_000, u64::MAX];
-        let texts = ["0 B", "999 B", "1.0 kB", "9.9 kB", "12 MB", "1.0 GB", "5.2 GB", "18447 PB"];
+        let sizes = [0, 1023, 1024, 10_180, 12_345_678, 1_073_300_000, 20 << 30, u64::MAX];
+        let texts = ["0 B", "1023 B", "1.0 KiB", "9.9 KiB", "12 MiB", "1.0 GiB", "20 GiB", "16 EiB"];
         assert_eq!(sizes.map(size), texts);
         assert_eq!([0.2, 59.5, 61.0, 7261.0].map(duration), ["1 s", "1 min 0 s", "1 min 1 s", "2 h 1 min"]);
     }
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn how_far_it_is() {
         let text = describe(250_000_000, 1_000_000_000, Duration::from_secs(2));
-        assert_eq!(text, "25 %, 250 MB of 1.0 GB, 125 MB/s, 6 s left");
+        assert_eq!(text, "25 %, 238 MiB of 954 MiB, 119 MiB/s, 6 s left");
         assert_eq!(describe(0, 0, Duration::ZERO), "100 %, 0 B of 0 B, 0 B/s, unknown time left");
         assert_eq!(bar(1, 2).matches('#').count(), BAR / 2);
         assert_eq!(bar(5, 0), bar(0, 5));

@@ -1,6 +1,6 @@
 //! `harmonia serve`, and `harmonia` with no argument: serves the store of the configuration.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::ToSocketAddrs as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 use super::accounts::{self, UnknownAccount};
 use super::certificates::Certificates;
 use super::keys::{KeysError, LoadedKey, load_secret_key};
-use super::log::Log;
+use super::log::{Log, Stream};
 use super::requests::Requests;
 use super::service;
 use crate::cache::encode::{Encoding, Format};
@@ -34,7 +34,7 @@ use crate::store;
 /// Serve this machine's Nix store, or the one that the settings name.
 #[derive(Debug, Default, clap::Args)]
 pub struct Serve {
-    /// The settings; without it $CONFIG_FILE, else ./settings.toml, else defaults.
+    /// The settings; without it $CONFIG_FILE, ./settings.toml, /etc/harmonia/settings.toml or defaults.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:/PATH; may be repeated.
@@ -55,7 +55,7 @@ pub enum ServeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A key file is wrong.
-    #[error("sign_key_paths: {0}")]
+    #[error("sign_key_paths: {}{}", .0, to_be_readable(.0))]
     Key(#[from] KeysError),
     /// Certificate or key cannot be used.
     #[error("tls_cert_path, tls_key_path: {0}")]
@@ -88,7 +88,7 @@ pub fn run(serve: Serve) -> ExitCode {
             .and_then(|config| config.with(&overrides))
     };
     match load() {
-        Ok(config) => serve_until_signal(&config, &load, |_| {}),
+        Ok(config) => serve_until_signal(&config, &load, None),
         Err(error) => failed(&error),
     }
 }
@@ -96,11 +96,15 @@ pub fn run(serve: Serve) -> ExitCode {
 /// Reads the settings, for the first time or again.
 pub type Load<'a> = &'a dyn Fn() -> Result<Config, ConfigError>;
 
-/// Serves what `config` says until a signal ends it. `announce` is called when connections are taken, and `again` where
-/// the settings are to be read again.
-pub fn serve_until_signal(config: &Config, again: Load<'_>, announce: impl FnOnce(&Server)) -> ExitCode {
+/// Says how the server is used, once connections are taken.
+pub type Announce<'a> = &'a dyn Fn(&Server);
+
+/// Serves what `config` says until a signal ends it. `announce` says how it is used, in place of the log; `again` is called
+/// where the settings are to be read again.
+pub fn serve_until_signal(config: &Config, again: Load<'_>, announce: Option<Announce<'_>>) -> ExitCode {
     end_on_panic();
-    let log = match Log::to_standard_streams() {
+    let information = if config.request_log.is_some() { Stream::Error } else { Stream::Output };
+    let log = match Log::begin(information) {
         Ok(log) => log,
         Err(error) => return failed(&StartError::System(error)),
     };
@@ -110,8 +114,11 @@ pub fn serve_until_signal(config: &Config, again: Load<'_>, announce: impl FnOnc
         Err(error) => return failed(&StartError::System(error)),
     };
     match start(config, journal) {
-        Ok((server, certificates)) => {
-            announce(&server);
+        Ok((server, certificates, public_keys)) => {
+            match announce {
+                Some(announce) => announce(&server),
+                None => log_client_lines(&server, certificates.is_some(), &public_keys),
+            }
             attend(server, certificates.as_ref(), config, again)
         }
         Err(error) => {
@@ -122,9 +129,35 @@ pub fn serve_until_signal(config: &Config, again: Load<'_>, announce: impl FnOnc
     }
 }
 
-fn start(config: &Config, journal: Option<Journal>) -> Result<(Server, Option<Certificates>), ServeError> {
+/// What to do about a key that only others may read.
+fn to_be_readable(error: &KeysError) -> String {
+    match error {
+        KeysError::Read { path, error } if error.kind() == ErrorKind::PermissionDenied => {
+            let user = accounts::own_user();
+            format!(
+                "; the server runs as {user}, who must be able to read it: chown {} {}, if all may enter the folders above \
+                 it. Under systemd, LoadCredential= hands it over whoever may read it",
+                user.number,
+                path.display()
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+/// The server, its certificates, and the public keys that it signs with.
+type Started = (Server, Option<Certificates>, Vec<String>);
+
+fn start(config: &Config, journal: Option<Journal>) -> Result<Started, ServeError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
+    }
+    if config.sign_key_paths.is_empty()
+        && let Some(file) = std::env::var_os("NIX_SECRET_KEY_FILE")
+    {
+        tracing::warn!(
+            "NIX_SECRET_KEY_FILE is nix-serve's and has no effect: set sign_key_paths = [{file:?}]"
+        );
     }
     let real_store = &config.real_nix_store;
     if !real_store.is_dir() {
@@ -157,12 +190,15 @@ fn start(config: &Config, journal: Option<Journal>) -> Result<(Server, Option<Ce
     for key in &public_keys {
         tracing::info!("signing as {key}");
     }
+    Ok((server, certificates, public_keys))
+}
+
+fn log_client_lines(server: &Server, is_encrypted: bool, public_keys: &[String]) {
     let uname = rustix::system::uname();
     let host = uname.nodename().to_string_lossy();
-    for line in client_lines(server.addresses(), certificates.is_some(), &host, &public_keys) {
+    for line in client_lines(server.addresses(), is_encrypted, &host, public_keys) {
         tracing::info!("in a client's nix.conf: {line}");
     }
-    Ok((server, certificates))
 }
 
 /// What a server of these settings is made of.
@@ -293,12 +329,47 @@ fn reload(server: &Server, config: &Config, again: Load<'_>) {
                 false => tracing::info!("signing with {} from now on", names.join(", ")),
             }
         }
-        Err(error) => tracing::error!("the signing keys stay as they were: sign_key_paths: {error}"),
+        Err(error) => tracing::error!("the signing keys stay as they were: {}", ServeError::from(error)),
     }
-    let (sign_key_paths, warnings) = (config.sign_key_paths.clone(), config.warnings.clone());
-    if (Config { sign_key_paths, warnings, ..fresh }) != *config {
-        tracing::warn!("other settings than sign_key_paths have changed: they take effect at the next start");
+    let changed = changed(config, &fresh);
+    if !changed.is_empty() {
+        tracing::warn!("{} changed: that takes effect at the next start", changed.join(", "));
     }
+}
+
+/// Which settings are not as they were, of those that are read at the start alone.
+fn changed(before: &Config, after: &Config) -> Vec<&'static str> {
+    macro_rules! differing {
+        ($($field:ident: $name:literal,)*) => {{
+            // All there are, so that none is forgotten here.
+            let Config { $($field: _,)* sign_key_paths: _, source: _, warnings: _ } = before;
+            [$(($name, before.$field != after.$field)),*]
+        }};
+    }
+    let all = differing! {
+        bind: "bind",
+        socket_mode: "socket_mode",
+        socket_owner: "socket_owner",
+        workers: "workers",
+        connections_per_worker: "max_connections",
+        priority: "priority",
+        virtual_nix_store: "virtual_nix_store",
+        real_nix_store: "real_nix_store",
+        nix_db_path: "nix_db_path",
+        state_dir: "the state folder",
+        log_dir: "the folder of logs",
+        daemon_socket: "daemon_socket",
+        roots_dir: "roots_dir",
+        keep_served: "keep_served",
+        cache: "cache_dir or cache_max_size",
+        quarantine: "the folder of marks",
+        tls: "tls_cert_path or tls_key_path",
+        compression: "compression",
+        request_log: "request_log",
+        trusted_proxies: "trusted_proxies",
+        proxy_protocol: "proxy_protocol",
+    };
+    all.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
 }
 
 /// The format that is offered has the level that is set; the other one, for whoever remembers a URL of it, its
@@ -389,7 +460,6 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::ErrorKind;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::os::unix::process::ExitStatusExt;
@@ -449,6 +519,22 @@ mod tests {
         assert_eq!(lines(&[tcp("0.0.0.0:443")], true, &[]), ["extra-substituters = https://cache:443"]);
         assert_eq!(lines(&[tcp("127.0.0.1:1")], false, &[]), ["extra-substituters = http://127.0.0.1:1"]);
         assert_eq!(lines(&[unix], false, &["a:1"]), ["extra-trusted-public-keys = a:1"]);
+    }
+
+    #[test]
+    fn what_changed_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let load = |text: &str| {
+            let file = folder.path().join("settings.toml");
+            std::fs::write(&file, text).expect("it is ours");
+            Config::load(Some(&file), &|_| None).expect("it is valid")
+        };
+        let before = load("cache_dir = '/c'");
+        assert_eq!(changed(&before, &load("sign_key_paths = ['/k']\ncache_dir = '/c'")), Vec::<&str>::new());
+        assert_eq!(
+            changed(&before, &load("priority = 3\ncache_dir = '/c'\nbind = 'a:1'")),
+            ["bind", "priority"]
+        );
     }
 
     #[test]

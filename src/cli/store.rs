@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+use super::output;
 use super::progress::{Progress, size};
 use super::serve::store_settings;
 use crate::causes::with_causes;
@@ -44,8 +45,8 @@ enum Command {
 
 /// Read store paths and compare them with the Nix database.
 ///
-/// Paths that are not what the database says are quarantined: the server, running or not, answers for them with 404
-/// until they are repaired. The mark of a path that is found sound is cleared.
+/// Paths that are not what the database says are quarantined: the server answers for them with 404, one that runs within
+/// a second, until they are repaired. The mark of a path that is found sound is cleared.
 ///
 /// Exit code: 0 when all are sound, 1 when some are damaged, 2 when something could not be looked at.
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,7 @@ struct Verify {
     /// Which ones; a file within one names it, too [default: every valid path]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// The settings; without it $CONFIG_FILE, else ./settings.toml, else defaults.
+    /// The settings; without it $CONFIG_FILE, ./settings.toml, /etc/harmonia/settings.toml or defaults.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -87,7 +88,7 @@ pub enum VerifyError {
 /// Runs the command: results to standard output, what went wrong to standard error.
 pub fn run(store: &Store) -> ExitCode {
     let Command::Verify(command) = &store.command;
-    verify(command, &mut io::stdout().lock()).unwrap_or_else(|error| {
+    verify(command, &mut output::standard()).unwrap_or_else(|error| {
         complain(&with_causes(&error));
         ExitCode::from(FAILED)
     })

@@ -189,6 +189,17 @@ impl Reader<'_> {
         let in_transport = self.boolean("transport_compression")?.unwrap_or(false);
         let aheads = [("none", Precompress::Nothing), ("recent", Precompress::Recent)];
         let precompress = self.one_of("precompress", &aheads)?;
+        if format.is_none() {
+            // The level is that of what is encoded on the way, too.
+            let is_level_set = level.is_some_and(|level| level != COMPRESSION_LEVEL) && !in_transport;
+            let set = [
+                ("compression_level", is_level_set),
+                ("precompress", precompress == Some(Precompress::Recent)),
+            ];
+            warnings.extend(set.iter().filter(|(_, is_set)| *is_set).map(|(key, _)| {
+                format!("`{key}` has no effect without `compression = \"zstd\"` or `\"xz\"`")
+            }));
+        }
         let is_zstd = format != Some(Format::Xz);
         Ok(Compression {
             format,

@@ -164,14 +164,15 @@ pub const KEYS: [Key; 31] = [
         "request_log",
         "\"none\", \"text\" or \"json\"",
         "`\"none\"`",
-        "A line for each request, on standard output",
+        "A line for each request, on standard output; all else that is logged is then on standard error",
     ),
     key("request_log_agent", BOOLEAN, "`false`", "Whether that line has the client's user agent"),
     key(
         "trusted_proxies",
         "addresses, networks such as \"10.0.0.0/8\", or \"unix\", in quotes, as a list",
         "`[]`",
-        "Proxies that say, by `Forwarded` or `X-Forwarded-For`, whom that line names",
+        "Proxies that say, by `Forwarded` or `X-Forwarded-For`, whom that line names, and by `X-Forwarded-Proto` \
+         whether the lines to copy begin with `https`",
     ),
     key(
         "proxy_protocol",

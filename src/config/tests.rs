@@ -326,6 +326,10 @@ fn compression_of_old_files_and_of_new_ones() {
     assert_eq!(read("precompress = 'recent'").compression.precompress, Precompress::Recent);
     assert!(refusal("precompress = 'all'").contains("must be \"none\" or \"recent\""));
     assert!(refusal("compression_cold = 'wait'").contains("`compression_cold` must be"));
+    let in_vain = read("precompress = 'recent'\ncompression_level = 3").warnings.join("\n");
+    assert!(in_vain.contains("`compression_level` has no effect"), "{in_vain}");
+    assert!(in_vain.contains("`precompress` has no effect"), "{in_vain}");
+    assert_eq!(read("transport_compression = true\ncompression_level = 3").warnings.len(), 1);
     let none = read("compression = 'zstd'\ncache_max_size = 0");
     assert!(none.warnings.iter().any(|said| said.contains("without a cache")));
 }
@@ -446,6 +450,12 @@ fn which_file_is_read() {
     assert_eq!(load(None).source, Some(two));
 
     let missing = folder.path().join("missing.toml");
+    let first = |files: &[&Path]| first_of(files).expect("they can be read");
+    let found = first(&[&missing, &one, &folder.path().join("two.toml")]);
+    assert_eq!(found, (Some(one.clone()), "workers = 1".into()));
+    assert_eq!(first(&[&missing]), (None, String::new()));
+    let (relative, _) = first(&[&missing, Path::new("Cargo.toml")]);
+    assert!(relative.is_some_and(|path| path.is_absolute() && path.ends_with("Cargo.toml")));
     let error = Config::load(Some(&missing), &|_| None).expect_err("is not there");
     assert_eq!(error.to_string(), format!("cannot read the settings file {}", missing.display()));
     assert!(error.source().is_some());

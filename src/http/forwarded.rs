@@ -1,4 +1,4 @@
-//! Whom proxies ask for: `Forwarded` (RFC 7239) and `X-Forwarded-For`.
+//! Whom proxies ask for, and how they were asked: `Forwarded` (RFC 7239), `X-Forwarded-For` and `X-Forwarded-Proto`.
 //!
 //! Anybody can send these, so each address is worth as much as whoever added it: the list is read from its end, where the
 //! nearest proxy wrote, as long as those who wrote are trusted.
@@ -8,16 +8,23 @@ use std::net::IpAddr;
 /// The client behind a trusted proxy: the last address in `head` that is not itself a trusted proxy's. `head` is a whole
 /// request head that was understood. `None` where nothing that can be trusted says more.
 ///
-/// `Forwarded` is read where it is there, and `X-Forwarded-For` else.
+/// Most proxies write one of `Forwarded` and `X-Forwarded-For`, and pass the other on as the client sent it. Which one
+/// cannot be known: where both are there and do not name the same client, neither is believed.
 pub fn client(head: &[u8], is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-    let standard: Vec<&[u8]> = values(head, b"forwarded").collect();
-    let addresses: Vec<Option<IpAddr>> = if standard.is_empty() {
-        values(head, b"x-forwarded-for")
-            .flat_map(|value| value.split(|byte| *byte == b',').map(address))
-            .collect()
-    } else {
-        standard.into_iter().flat_map(|value| separated(value, b',')).map(for_of).collect()
-    };
+    let standard: Vec<Option<IpAddr>> =
+        values(head, b"forwarded").flat_map(|value| separated(value, b',')).map(for_of).collect();
+    let common: Vec<Option<IpAddr>> = values(head, b"x-forwarded-for")
+        .flat_map(|value| value.split(|byte| *byte == b',').map(address))
+        .collect();
+    if standard.is_empty() || common.is_empty() {
+        return nearest([standard, common].concat(), is_trusted);
+    }
+    let named = nearest(standard, &is_trusted);
+    named.filter(|_| named == nearest(common, is_trusted))
+}
+
+/// The last of the addresses that is not trusted; the first of all where each is.
+fn nearest(addresses: Vec<Option<IpAddr>>, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let mut found = None;
     for address in addresses.into_iter().rev() {
         // One who hides, or who writes what nobody understands, ends what is known.
@@ -28,6 +35,20 @@ pub fn client(head: &[u8], is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr
         }
     }
     found
+}
+
+/// Whether the client of a trusted proxy asked by `https`, as the nearest proxy says it. `head` is a whole request head that
+/// was understood. It is for what that client alone is shown: one that lies to itself is no harm.
+pub fn is_encrypted(head: &[u8]) -> Option<bool> {
+    let common = values(head, b"x-forwarded-proto").last();
+    let common = common.and_then(|value| value.rsplit(|byte| *byte == b',').next());
+    let standard = || {
+        let elements = separated(values(head, b"forwarded").last()?, b',');
+        pair(elements.last()?, b"proto")
+    };
+    let named = common.map(<[u8]>::trim_ascii).or_else(standard)?;
+    let is_encrypted = named.eq_ignore_ascii_case(b"https");
+    (is_encrypted || named.eq_ignore_ascii_case(b"http")).then_some(is_encrypted)
 }
 
 /// The value of the first line called `name`, in lower case, of a request head that was understood.
@@ -58,10 +79,14 @@ fn separated(value: &[u8], separator: u8) -> Vec<&[u8]> {
 
 /// The address in an element's `for=`; `None` for one that is hidden, unknown or not there.
 fn for_of(element: &[u8]) -> Option<IpAddr> {
+    pair(element, b"for").and_then(address)
+}
+
+/// The value of the pair called `name` in an element of `Forwarded`.
+fn pair<'e>(element: &'e [u8], name: &[u8]) -> Option<&'e [u8]> {
     separated(element, b';').into_iter().find_map(|pair| {
-        let (name, value) = pair.split_at_checked(memchr::memchr(b'=', pair)?)?;
-        let is_for = name.trim_ascii().eq_ignore_ascii_case(b"for");
-        if is_for { address(unquoted(value[1..].trim_ascii())) } else { None }
+        let (key, value) = pair.split_at_checked(memchr::memchr(b'=', pair)?)?;
+        key.trim_ascii().eq_ignore_ascii_case(name).then(|| unquoted(value[1..].trim_ascii()))
     })
 }
 
@@ -125,9 +150,29 @@ mod tests {
             ("Forwarded: for=\"\\\"\", for=192.0.2.1", Some("192.0.2.1")),
             ("Forwarded: for=unknown", None),
             ("Forwarded: by=1.1.1.1", None),
-            ("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 6.6.6.6", Some("192.0.2.1")),
+            ("Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 192.0.2.1", None),
+            ("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 6.6.6.6", None),
+            ("Forwarded: for=nonsense\r\nX-Forwarded-For: 192.0.2.1", None),
+            ("Forwarded: for=192.0.2.1\r\nX-Forwarded-For: 6.6.6.6, 192.0.2.1, 10.0.0.1", Some("192.0.2.1")),
         ] {
             assert_eq!(found(lines).as_deref(), address, "{lines}");
+        }
+    }
+
+    #[test]
+    fn how_the_nearest_proxy_was_asked() {
+        for (lines, expected) in [
+            ("X-Forwarded-Proto: https", Some(true)),
+            ("x-forwarded-proto: http, HTTPS", Some(true)),
+            ("Forwarded: for=192.0.2.1;proto=https", Some(true)),
+            ("Forwarded: proto=https, for=1.2.3.4;Proto=\"http\"", Some(false)),
+            ("X-Forwarded-Proto: http\r\nForwarded: proto=https", Some(false)),
+            ("Forwarded: for=192.0.2.1", None),
+            ("X-Forwarded-Proto: javascript", None),
+            ("Other: x", None),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: x\r\n{lines}\r\n\r\n");
+            assert_eq!(is_encrypted(head.as_bytes()), expected, "{lines}");
         }
     }
 

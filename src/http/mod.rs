@@ -1,6 +1,7 @@
 //! HTTP/1.1: bytes ↔ request and response head, ranges, dates. No sockets.
 //!
-//! Everything here takes bytes or values and returns values; nothing allocates on the way of an ordinary GET.
+//! Everything here takes bytes or values and returns values; nothing allocates on the way of an ordinary GET, but for
+//! [`reader::HeadReader`], once for each kind of client.
 
 pub mod body;
 pub mod coding;

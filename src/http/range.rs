@@ -1,4 +1,5 @@
-//! Range, If-Range and If-None-Match (RFC 9110 sections 13 and 14).
+//! Range, If-Range, If-Match and If-None-Match (RFC 9110 sections 13 and 14). Nothing here has a date of its last change:
+//! so If-Modified-Since and If-Unmodified-Since say nothing (sections 13.1.3 and 13.1.4).
 //!
 //! One range is served. Several in one header get the whole with 200: a server may ignore Range
 //! (section 14.2), nobody fetches NARs that way, and `multipart/byteranges` is a way to ask for much with
@@ -21,7 +22,7 @@ pub enum RangeOutcome {
 }
 
 /// Decides what to send of a representation of `len` bytes whose strong entity tag is `etag`, quotes
-/// included (empty where it has none: then no If-Range matches). The same for GET and HEAD.
+/// included (empty where it has none: then no If-Range matches). For GET: with another method Range means nothing.
 ///
 /// A header that is not understood is ignored, as RFC 9110 section 14.2 allows: unknown units, several
 /// ranges, bad syntax. On an empty representation `bytes=0-` and a suffix get the whole, which is what they
@@ -52,16 +53,28 @@ pub fn foresee(range: Option<&[u8]>, if_range: Option<&[u8]>, etag: &str) -> Opt
 /// Whether If-None-Match matches a representation whose entity tag is `etag`, quotes included: then the
 /// answer is 304, before Range is looked at. A list or `*`; tags compare weakly (section 13.1.2).
 pub fn none_match(header: &[u8], etag: &str) -> bool {
+    names(header, etag, true)
+}
+
+/// Whether If-Match holds for a representation whose entity tag is `etag`, quotes included: if not, the answer is 412.
+/// A list or `*`; tags compare strongly (section 13.1.1).
+pub fn if_match(header: &[u8], etag: &str) -> bool {
+    names(header, etag, false)
+}
+
+/// Whether a list of entity tags has this one; as a weak one too, where that counts.
+fn names(header: &[u8], etag: &str, weakly: bool) -> bool {
     if header == b"*" {
         return true;
     }
     let mut rest = header;
     loop {
         rest = trim_start(rest, b" \t,");
-        let tag = rest.strip_prefix(b"W/").unwrap_or(rest);
+        let weak = rest.strip_prefix(b"W/");
+        let tag = weak.unwrap_or(rest);
         let Some(opaque) = tag.strip_prefix(b"\"") else { return false };
         let Some(close) = memchr::memchr(b'"', opaque) else { return false };
-        if &tag[..close + 2] == etag.as_bytes() {
+        if &tag[..close + 2] == etag.as_bytes() && (weakly || weak.is_none()) {
             return true;
         }
         rest = &opaque[close + 1..];
@@ -215,6 +228,22 @@ mod tests {
         }
         for other in ["", "\"other\"", "tag", "\"tag", "W/tag", "\"a\" tag", "\"x\"tag\"", "**"] {
             assert!(!none_match(other.as_bytes(), "\"tag\""), "{other}");
+        }
+    }
+
+    #[test]
+    fn if_match_compares_strongly() {
+        for (header, holds) in [
+            ("\"tag\"", true),
+            ("*", true),
+            ("\"a\", \"tag\"", true),
+            ("W/\"tag\", \"tag\"", true),
+            ("W/\"tag\"", false),
+            ("\"other\"", false),
+            ("", false),
+            ("tag", false),
+        ] {
+            assert_eq!(if_match(header.as_bytes(), "\"tag\""), holds, "{header}");
         }
     }
 

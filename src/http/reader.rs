@@ -6,18 +6,24 @@
 //! read by [`parse`] before and is equal in every byte, so that both say the same of any bytes; a test holds them to
 //! that.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 
 use super::request::{Body, Method, Parsed, Request, RequestError, Version, parse};
 use super::target::Target;
 use crate::limits::{HEAD_MAX, HEADS_REMEMBERED, REMEMBERED_HEAD_MAX, TARGET_MAX};
 
-/// Reads request heads as [`parse`] does, and remembers the last few. Allocates when it sees a new one.
+/// Reads request heads as [`parse`] does, and remembers the last few that were the same as one shortly before. Allocates
+/// when it sees one for the second time.
 #[derive(Debug, Default)]
 pub struct HeadReader {
     known: Vec<Known>,
     /// Which one the next new head takes the place of.
     oldest: usize,
+    /// Hashes of the last heads that are not known: one that has what differs each time is not worth a place.
+    seen: [u64; HEADS_REMEMBERED],
+    /// Which of them the next one takes the place of.
+    seen_oldest: usize,
 }
 
 /// A head that was read before, but for its target.
@@ -72,20 +78,37 @@ impl HeadReader {
             expect_continue: known.expect_continue,
             range: None,
             if_range: None,
+            if_match: None,
             if_none_match: None,
             head: &bytes[..len],
         };
         Some(Parsed::Complete { request, len })
     }
 
-    /// Keeps a head, unless it has what differs from request to request.
+    /// Whether these lines are among the last that were read and are not known; from now on they are.
+    fn is_seen(&mut self, lines: &[u8]) -> bool {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(lines);
+        let hash = hasher.finish();
+        // Two heads with one hash would be remembered the sooner, each as what it is.
+        let is_seen = self.seen.contains(&hash);
+        if !is_seen {
+            self.seen[self.seen_oldest] = hash;
+            self.seen_oldest = (self.seen_oldest + 1) % HEADS_REMEMBERED;
+        }
+        is_seen
+    }
+
+    /// Keeps a head that is read for the second time, unless it has what differs from request to request.
     fn remember(&mut self, head: &[u8], request: &Request<'_>) {
-        let is_plain =
-            request.range.is_none() && request.if_range.is_none() && request.if_none_match.is_none();
+        let is_plain = request.range.is_none()
+            && request.if_range.is_none()
+            && request.if_match.is_none()
+            && request.if_none_match.is_none();
         let Some(rest) = head.strip_prefix(GET).filter(|_| is_plain) else { return };
         let Some(space) = memchr::memchr(b' ', rest) else { return };
         let lines = &rest[space + 1..];
-        if lines.len() > REMEMBERED_HEAD_MAX {
+        if lines.len() > REMEMBERED_HEAD_MAX || !self.is_seen(lines) {
             return;
         }
         let known = Known {
@@ -119,16 +142,28 @@ mod tests {
     const LINES: &str =
         "HTTP/1.1\r\nHost: cache:5000\r\nUser-Agent: curl/8.14.1 Nix/2.31.2\r\nAccept: */*\r\n\r\n";
 
+    /// Has the reader remember a head.
+    fn learn(reader: &mut HeadReader, head: &str) {
+        for _ in 0..2 {
+            reader.read(head.as_bytes()).expect("a good head");
+        }
+    }
+
     /// Whether the last head was one that is known.
     fn is_known(reader: &HeadReader, head: &str) -> bool {
         reader.read_known(head.as_bytes()).is_some()
     }
 
     #[test]
-    fn what_was_read_once_is_known_with_any_target() {
+    fn what_was_read_twice_is_known_with_any_target() {
         let mut reader = HeadReader::default();
         let first = format!("GET /a {LINES}");
         assert!(!is_known(&reader, &first));
+        reader.read(first.as_bytes()).expect("a good head");
+        assert!(
+            !is_known(&reader, &first) && reader.known.capacity() == 0,
+            "it may be the only one of its kind"
+        );
         reader.read(first.as_bytes()).expect("a good head");
         let second = format!("GET /nar/b.nar?hash=c {LINES}GET /d HTTP/1.1\r\n");
         assert!(is_known(&reader, &second));
@@ -143,13 +178,13 @@ mod tests {
         let mut reader = HeadReader::default();
         for line in ["Range: bytes=1-", "If-Range: \"a\"", "If-None-Match: \"a\""] {
             let head = format!("GET /a HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n");
-            reader.read(head.as_bytes()).expect("a good head");
+            learn(&mut reader, &head);
             assert!(!is_known(&reader, &head), "{line}");
         }
         let head = format!("HEAD /a {LINES}");
-        reader.read(head.as_bytes()).expect("a good head");
+        learn(&mut reader, &head);
         let long = format!("GET /a HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(REMEMBERED_HEAD_MAX));
-        reader.read(long.as_bytes()).expect("a good head");
+        learn(&mut reader, &long);
         assert!(reader.known.is_empty());
     }
 
@@ -158,17 +193,37 @@ mod tests {
         let mut reader = HeadReader::default();
         let head = |number| format!("GET /a HTTP/1.1\r\nHost: h{number}\r\n\r\n");
         for number in 0..=HEADS_REMEMBERED {
-            reader.read(head(number).as_bytes()).expect("a good head");
+            learn(&mut reader, &head(number));
         }
         assert_eq!(reader.known.len(), HEADS_REMEMBERED);
         assert!(!is_known(&reader, &head(0)));
         assert!((1..=HEADS_REMEMBERED).all(|number| is_known(&reader, &head(number))));
     }
 
+    /// A line that differs each time, as what proxies and tracers add, takes nobody's place.
+    #[test]
+    fn what_is_read_once_displaces_nothing() {
+        let mut reader = HeadReader::default();
+        let head = |number| format!("GET /a HTTP/1.1\r\nHost: h\r\nTrace: {number}\r\n\r\n");
+        let plain = format!("GET /a {LINES}");
+        learn(&mut reader, &plain);
+        for number in 0..1000 {
+            reader.read(head(number).as_bytes()).expect("a good head");
+        }
+        assert!(is_known(&reader, &plain) && reader.known.len() == 1);
+        // Several that take turns are seen again before they are forgotten.
+        for _ in 0..2 {
+            for number in 0..HEADS_REMEMBERED {
+                reader.read(head(number).as_bytes()).expect("a good head");
+            }
+        }
+        assert!((1..HEADS_REMEMBERED).all(|number| is_known(&reader, &head(number))));
+    }
+
     #[test]
     fn bounds_hold_for_what_is_known() {
         let mut reader = HeadReader::default();
-        reader.read(format!("GET /a {LINES}").as_bytes()).expect("a good head");
+        learn(&mut reader, &format!("GET /a {LINES}"));
         for target in [format!("/{}", "x".repeat(TARGET_MAX)), "/a#b".into(), "a".into(), "/\u{7f}".into()] {
             let head = format!("GET {target} {LINES}");
             assert_eq!(reader.read(head.as_bytes()), parse(head.as_bytes()), "{target}");
@@ -179,7 +234,7 @@ mod tests {
     #[test]
     fn every_byte_of_a_target_is_judged_alike() {
         let mut reader = HeadReader::default();
-        reader.read(format!("GET /a {LINES}").as_bytes()).expect("a good head");
+        learn(&mut reader, &format!("GET /a {LINES}"));
         for byte in 0..=u8::MAX {
             let head = [b"GET /", &[byte][..], b" ", LINES.as_bytes()].concat();
             assert_eq!(reader.read(&head), parse(&head), "{byte}");

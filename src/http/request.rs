@@ -7,8 +7,8 @@
 //!
 //! - One empty line before the request line is skipped (section 2.2), a second one is refused.
 //! - Targets are printable ASCII, fragments refused. Absolute-form is taken, its authority ignored.
-//! - A repeated Range is no Range (the whole with 200). Of a repeated If-None-Match or Accept-Encoding the first
-//!   line counts: that can only cost bytes. A repeated If-Range drops the Range too.
+//! - A repeated Range is no Range (the whole with 200). Of a repeated If-Match, If-None-Match or Accept-Encoding the
+//!   first line counts: that can only cost bytes, or a 412. A repeated If-Range drops the Range too.
 
 use std::mem::MaybeUninit;
 
@@ -71,6 +71,8 @@ pub struct Request<'b> {
     pub range: Option<&'b [u8]>,
     /// If-Range.
     pub if_range: Option<&'b [u8]>,
+    /// If-Match.
+    pub if_match: Option<&'b [u8]>,
     /// If-None-Match.
     pub if_none_match: Option<&'b [u8]>,
     /// All of the head, for what few answers depend on.
@@ -276,6 +278,7 @@ fn understand<'b>(raw: &httparse::Request<'_, 'b>, head: &'b [u8]) -> Result<Req
         expect_continue: headers.expects_continue(version)?,
         range: if headers.if_range.repeated { None } else { headers.range.once() },
         if_range: headers.if_range.first,
+        if_match: headers.if_match.first,
         if_none_match: headers.if_none_match.first,
         head,
     })
@@ -310,6 +313,7 @@ struct Headers<'b> {
     expect: Field<'b>,
     range: Field<'b>,
     if_range: Field<'b>,
+    if_match: Field<'b>,
     if_none_match: Field<'b>,
     close: bool,
     keep_alive: bool,
@@ -335,6 +339,7 @@ impl<'b> Headers<'b> {
             4 => ("host", &mut self.host),
             5 => ("range", &mut self.range),
             6 => ("expect", &mut self.expect),
+            8 if name.as_bytes()[3] | 0x20 == b'm' => ("if-match", &mut self.if_match),
             8 => ("if-range", &mut self.if_range),
             13 => ("if-none-match", &mut self.if_none_match),
             14 => ("content-length", &mut self.content_length),
@@ -452,7 +457,9 @@ mod tests {
         assert_eq!(request.host, Some(&b"localhost:5000"[..]));
         assert_eq!(request.range, Some(&b"bytes=5-"[..]));
         assert_eq!(request.if_range, Some(&b"\"t\""[..]));
-        assert_eq!(request.if_none_match, Some(&b"\"t\""[..]));
+        assert_eq!((request.if_match, request.if_none_match), (None, Some(&b"\"t\""[..])));
+        let conditional = get("IF-MATCH: \"t\"\r\n");
+        assert_eq!(complete(&conditional).0.if_match, Some(&b"\"t\""[..]));
         assert_eq!(request.accept_encoding(), Some(&b"zstd, br"[..]));
     }
 

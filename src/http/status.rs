@@ -19,6 +19,8 @@ pub enum Status {
     MethodNotAllowed,
     /// 408: a head that began to arrive and did not end in time.
     RequestTimeout,
+    /// 412: If-Match names another representation.
+    PreconditionFailed,
     /// 414: a target beyond the bound.
     UriTooLong,
     /// 416: a range that begins after the end; goes with `Content-Range: bytes */<length>`.
@@ -39,7 +41,7 @@ pub enum Status {
 
 impl Status {
     /// Every status there is.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Ok,
         Self::PartialContent,
         Self::Found,
@@ -48,6 +50,7 @@ impl Status {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
+        Self::PreconditionFailed,
         Self::UriTooLong,
         Self::RangeNotSatisfiable,
         Self::ExpectationFailed,
@@ -69,6 +72,7 @@ impl Status {
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
+            Self::PreconditionFailed => 412,
             Self::UriTooLong => 414,
             Self::RangeNotSatisfiable => 416,
             Self::ExpectationFailed => 417,
@@ -99,6 +103,7 @@ impl Status {
             Self::NotFound => "HTTP/1.1 404 Not Found\r\n",
             Self::MethodNotAllowed => "HTTP/1.1 405 Method Not Allowed\r\n",
             Self::RequestTimeout => "HTTP/1.1 408 Request Timeout\r\n",
+            Self::PreconditionFailed => "HTTP/1.1 412 Precondition Failed\r\n",
             Self::UriTooLong => "HTTP/1.1 414 URI Too Long\r\n",
             Self::RangeNotSatisfiable => "HTTP/1.1 416 Range Not Satisfiable\r\n",
             Self::ExpectationFailed => "HTTP/1.1 417 Expectation Failed\r\n",

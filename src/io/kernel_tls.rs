@@ -401,10 +401,10 @@ mod system {
             Some(header)
                 if header.cmsg_level == libc::SOL_TLS && header.cmsg_type == libc::TLS_GET_RECORD_TYPE =>
             {
-                // SAFETY: it points to a header within `control`.
+                // SAFETY: it is not null, and points to a whole header.
                 let data = unsafe { libc::CMSG_DATA(first) };
                 // SAFETY: behind the header there is room for one byte, which the kernel wrote.
-                unsafe { data.read() }
+                unsafe { *data }
             }
             // The kernel says it of every record; only the end has none.
             _ => 0,

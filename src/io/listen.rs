@@ -166,12 +166,12 @@ impl Listener {
     fn bind_unix(path: &Path, rights: &Rights) -> Result<Self> {
         remove_stale(path)?;
         let listener = if *rights == Rights::default() {
-            mio::net::UnixListener::bind(path)?
+            listen_unix(path)?
         } else {
             // Under another name until the rights are right: who is quick must not come in by the umask's.
             let making = beside(path);
             let _ = std::fs::remove_file(&making);
-            let listener = mio::net::UnixListener::bind(&making)?;
+            let listener = listen_unix(&making)?;
             let placed = rights.give(&making).and_then(|()| std::fs::rename(&making, path));
             if let Err(error) = placed {
                 let _ = std::fs::remove_file(&making);
@@ -240,6 +240,14 @@ impl Rights {
         }
         Ok(())
     }
+}
+
+fn listen_unix(path: &Path) -> Result<mio::net::UnixListener> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(limits::BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(mio::net::UnixListener::from_std(OwnedFd::from(socket).into()))
 }
 
 /// A name in the same folder, no longer than need be: the system takes some hundred bytes for a socket's path.

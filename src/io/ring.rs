@@ -112,8 +112,10 @@ mod system {
             if self.in_flight > 0 {
                 return Err(Error::other("an earlier batch has not ended"));
             }
+            // Once for the batch: to borrow the memory again would be to say that the kernel has nothing of it.
+            let contents = self.parts.contents.as_mut_ptr();
             for number in 0..self.parts.files.len() {
-                for entry in self.parts.entries(number, folder)? {
+                for entry in self.parts.entries(number, folder, contents)? {
                     // SAFETY: what the entry points to (path, how, contents) is memory of `parts` that is neither moved nor
                     // freed before the kernel is done with it: this call returns after the last completion, and where it
                     // fails before, `in_flight` is left above 0, nothing is added any more, and `parts` is never dropped.
@@ -150,14 +152,20 @@ mod system {
     }
 
     impl Parts {
-        fn entries(&mut self, number: usize, folder: BorrowedFd<'_>) -> Result<[Entry; STEPS]> {
+        /// What the kernel is to do for a file; `contents` is where those are.
+        fn entries(
+            &self,
+            number: usize,
+            folder: BorrowedFd<'_>,
+            contents: *mut u8,
+        ) -> Result<[Entry; STEPS]> {
             let Wanted { path, start, len, .. } = self.files[number];
             let slot = number as u32;
             let target = DestinationSlot::try_from_slot_target(slot)
                 .map_err(|_| Error::other("the ring has no such slot"))?;
             let path = self.paths[path..].as_ptr().cast();
-            // At most FETCH_BYTES: it fits.
-            let place = &mut self.contents[start..=start + len];
+            // It was added where there is room for it and one byte more. At most FETCH_BYTES: it fits.
+            let (place, room) = (contents.wrapping_add(start), len as u32 + 1);
             let user_data = (number * STEPS) as u64;
             let open = opcode::OpenAt2::new(Fd(folder.as_raw_fd()), path, &raw const *self.how)
                 .file_index(Some(target))
@@ -165,7 +173,7 @@ mod system {
                 .flags(Flags::IO_LINK)
                 .user_data(user_data);
             // It ends early, as it should: the file is closed all the same.
-            let read = opcode::Read::new(Fixed(slot), place.as_mut_ptr(), place.len() as u32)
+            let read = opcode::Read::new(Fixed(slot), place, room)
                 .build()
                 .flags(Flags::IO_HARDLINK)
                 .user_data(user_data + READ_STEP);

@@ -1,7 +1,8 @@
 //! The simulated twin of [`super::poll::Poll`]: invented sockets and an invented clock, driven by a seed.
 //!
 //! It keeps to what a kernel does: bytes arrive in pieces and in order, an event comes with each change and
-//! not again, a full buffer blocks until the peer reads. Within that it is as unkind as it can be: pieces of
+//! not again, a full buffer blocks until the peer reads. An encrypted link takes bytes that it has not sent yet, and sends
+//! them with the next write or [`Io::flush`]. Within that it is as unkind as it can be: pieces of
 //! any size, partial writes, resets, ends and read errors at any moment.
 
 use std::cell::RefCell;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::files::Residency;
 use super::{Event, Io, Peer};
+use crate::limits;
 
 /// Numbers that look random and follow from a seed (splitmix64, Steele et al. 2014).
 #[derive(Clone, Debug)]
@@ -52,6 +54,9 @@ pub struct Link {
     client_ended: bool,
     reset: bool,
     unwritable: bool,
+    /// Taken from the server, not yet sent, where the link is encrypted.
+    held: VecDeque<u8>,
+    is_encrypted: bool,
     /// Sent by the server, not yet read by the client.
     outbound: VecDeque<u8>,
     capacity: usize,
@@ -79,13 +84,53 @@ impl Link {
     /// Whether bytes are on their way to an end that is still there.
     pub fn is_moving(&self) -> bool {
         let to_server = self.is_open() && !self.finished && !self.all_taken();
-        to_server || !self.outbound.is_empty()
+        to_server || !self.outbound.is_empty() || !self.held.is_empty()
     }
 
     fn arrive(&mut self, count: usize) {
         let count = count.min(self.transit.len());
         self.inbound.extend(self.transit.drain(..count));
         self.readable |= count > 0;
+    }
+
+    /// Takes some of `bytes` to be sent: as many as a send of `room` bytes has room for, or what encryption takes at a time.
+    fn take(&mut self, dice: &mut Dice, bytes: &[u8]) -> Result<usize> {
+        if !self.is_encrypted {
+            let count = room(self, dice, bytes.len())?;
+            self.outbound.extend(&bytes[..count]);
+            return Ok(count);
+        }
+        self.flush(dice)?;
+        let count = bytes.len().min(limits::TLS_BUFFER);
+        self.held.extend(&bytes[..count]);
+        match self.flush(dice) {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+            _ => Ok(count),
+        }
+    }
+
+    /// Sends what was taken and is held.
+    fn flush(&mut self, dice: &mut Dice) -> Result<()> {
+        while !self.held.is_empty() {
+            let count = room(self, dice, self.held.len())?;
+            self.outbound.extend(self.held.drain(..count));
+        }
+        Ok(())
+    }
+
+    /// Copies what has arrived; 0 is the client's end.
+    fn arrived(&self, into: &mut [u8]) -> Result<usize> {
+        if self.reset {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        if self.inbound.is_empty() {
+            return if self.client_ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
+        }
+        let count = into.len().min(self.inbound.len());
+        for (place, byte) in into.iter_mut().zip(&self.inbound) {
+            *place = *byte;
+        }
+        Ok(count)
     }
 
     /// Whether everything that the client has sent has been read by the server.
@@ -126,6 +171,13 @@ impl Net {
         let links = &mut self.0.borrow_mut().links;
         links.push(Link { capacity, ..Link::default() });
         links.len() - 1
+    }
+
+    /// The same, encrypted.
+    pub fn connect_encrypted(&self, capacity: usize) -> usize {
+        let link = self.connect(capacity);
+        self.with(link, |link| link.is_encrypted = true);
+        link
     }
 
     /// The client sends; it arrives with [`Net::deliver`].
@@ -254,13 +306,15 @@ impl Io for Net {
         Peer::Unix
     }
 
-    /// No proxy is trusted here.
-    fn peek(&self, _: &usize, _: &mut [u8]) -> Result<usize> {
-        Err(ErrorKind::WouldBlock.into())
+    fn peek(&self, socket: &usize, into: &mut [u8]) -> Result<usize> {
+        self.0.borrow().links[*socket].arrived(into)
     }
 
-    fn discard(&self, _: &usize, _: &mut [u8]) -> Result<usize> {
-        Err(ErrorKind::WouldBlock.into())
+    fn discard(&self, socket: &usize, into: &mut [u8]) -> Result<usize> {
+        let link = &mut self.0.borrow_mut().links[*socket];
+        let count = link.arrived(into)?;
+        link.inbound.drain(..count);
+        Ok(count)
     }
 
     fn read(&mut self, socket: &mut usize, into: &mut [u8]) -> Result<usize> {
@@ -272,16 +326,8 @@ impl Io for Net {
             let count = 1 + state.dice.below(link.transit.len());
             link.arrive(count);
         }
-        if link.reset {
-            return Err(ErrorKind::ConnectionReset.into());
-        }
-        if link.inbound.is_empty() {
-            return if link.client_ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
-        }
-        let count = into.len().min(link.inbound.len());
-        for (place, byte) in into.iter_mut().zip(link.inbound.drain(..count)) {
-            *place = byte;
-        }
+        let count = link.arrived(into)?;
+        link.inbound.drain(..count);
         Ok(count)
     }
 
@@ -289,24 +335,23 @@ impl Io for Net {
         let state = &mut *self.0.borrow_mut();
         let link = &mut state.links[*socket];
         let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
-        let bytes = parts.concat();
-        let room = room(link, &mut state.dice, bytes.len())?;
-        link.outbound.extend(&bytes[..room]);
-        Ok(room)
+        link.take(&mut state.dice, &parts.concat())
     }
 
     fn send_file(&mut self, socket: &mut usize, file: &File, offset: u64, len: u64) -> Result<usize> {
         let state = &mut *self.0.borrow_mut();
         let link = &mut state.links[*socket];
         let wanted = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 20);
-        let room = room(link, &mut state.dice, wanted)?;
+        if link.is_encrypted {
+            // Before anything is read that could not be sent.
+            link.flush(&mut state.dice)?;
+        }
         if state.file_errors > 0 && state.dice.once_in(state.file_errors) {
             return Err(Error::other("an invented disk error"));
         }
-        let mut bytes = vec![0; room];
+        let mut bytes = vec![0; wanted];
         let read = file.read_at(&mut bytes, offset)?;
-        link.outbound.extend(&bytes[..read]);
-        Ok(read)
+        if read == 0 { Ok(0) } else { link.take(&mut state.dice, &bytes[..read]) }
     }
 
     fn residency(&mut self, _file: &File, _offset: u64, _len: u64) -> Residency {
@@ -318,8 +363,9 @@ impl Io for Net {
         self.0.borrow_mut().dice.below(3)
     }
 
-    fn flush(&mut self, _socket: &mut usize) -> Result<()> {
-        Ok(())
+    fn flush(&mut self, socket: &mut usize) -> Result<()> {
+        let state = &mut *self.0.borrow_mut();
+        state.links[*socket].flush(&mut state.dice)
     }
 
     fn finish(&mut self, socket: &mut usize) {
@@ -329,7 +375,13 @@ impl Io for Net {
     fn close(&mut self, socket: usize) {
         self.with(socket, |link| {
             assert!(link.is_open(), "a socket is closed twice");
+            let has_peer = !link.reset && !link.unwritable;
+            assert!(
+                link.held.is_empty() || !has_peer,
+                "a socket is closed with an answer that was never sent"
+            );
             link.closed = true;
+            link.held.clear();
         });
     }
 
@@ -339,6 +391,7 @@ impl Io for Net {
             link.aborted = true;
             // What the client has not read yet is lost.
             link.outbound.clear();
+            link.held.clear();
         });
     }
 }

@@ -10,7 +10,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{InconsistentKeys, ServerConfig, ServerConnection};
 
 use super::kernel_tls::{self, KernelTls, NoKernelTls, Records};
 use super::socket::NO_SIGNAL;
@@ -20,12 +20,12 @@ use crate::limits;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file that cannot be read, or is no PEM.
-    #[error("{}: {}", file.display(), told(source))]
+    #[error("{}: {}", file.display(), told(reason))]
     File {
         /// The file.
         file: PathBuf,
         /// What is wrong.
-        source: pem::Error,
+        reason: pem::Error,
     },
     /// A PEM file without what it should have.
     #[error("{}: no {wanted} is in it", file.display())]
@@ -36,14 +36,14 @@ pub enum TlsError {
         wanted: &'static str,
     },
     /// The two do not go together, or are of a kind that cannot be used.
-    #[error("{} and {}: {source}", certificate.display(), key.display())]
+    #[error("{} and {}: {}", certificate.display(), key.display(), why(reason))]
     Unusable {
         /// The file of the certificates.
         certificate: PathBuf,
         /// The file of the key.
         key: PathBuf,
         /// What is wrong.
-        source: rustls::Error,
+        reason: rustls::Error,
     },
 }
 
@@ -101,7 +101,7 @@ fn read(
         let file = file.to_owned();
         move |source| match source {
             pem::Error::NoItemsFound => TlsError::Lacks { file, wanted },
-            source => TlsError::File { file, source },
+            reason => TlsError::File { file, reason },
         }
     };
     let chain = CertificateDer::pem_file_iter(certificate)
@@ -112,7 +112,7 @@ fn read(
     }
     let secret = PrivateKeyDer::from_pem_file(key).map_err(file(key, "private key"))?;
     let unusable =
-        |source| TlsError::Unusable { certificate: certificate.to_owned(), key: key.to_owned(), source };
+        |reason| TlsError::Unusable { certificate: certificate.to_owned(), key: key.to_owned(), reason };
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
@@ -127,6 +127,16 @@ fn told(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
         error => format!("not understood as PEM: {error}"),
+    }
+}
+
+/// What rustls says, in words where it is what people meet.
+fn why(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            "the certificate is of another key".to_owned()
+        }
+        error => error.to_string(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What `harmonia doctor` asks and waits for, at the most.
+//! The doctor's bounds, and those of the client's settings that it reads.
 
 use std::time::Duration;
 

@@ -122,9 +122,9 @@ label! {
         Truncated = "truncated",
         /// A file could not be read.
         Unreadable = "unreadable",
-        /// The disk gave nothing for too long.
+        /// The disk, or the encoder, gave nothing for too long.
         Stalled = "stalled",
-        /// The NAR pool's mailbox was full.
+        /// The mailbox of whoever has what comes next was full.
         Overload = "overload",
         /// The server ended before the transfer did.
         Drain = "drain",
@@ -198,8 +198,8 @@ label! {
 }
 
 /// The values of the label `status` that have a place of their own; others are counted as `other`.
-pub const STATUS_CODES: [u16; 16] =
-    [200, 206, 302, 304, 400, 404, 405, 408, 414, 416, 417, 431, 499, 501, 503, 505];
+pub const STATUS_CODES: [u16; 17] =
+    [200, 206, 302, 304, 400, 404, 405, 408, 412, 414, 416, 417, 431, 499, 501, 503, 505];
 
 /// The place of a status, the last of them for one without a place of its own.
 pub(super) fn status_place(code: u16) -> usize {
@@ -230,6 +230,6 @@ mod tests {
         check::<Kept>();
         check::<Actor>();
         assert!(STATUS_CODES.is_sorted());
-        assert_eq!((status_place(200), status_place(505), status_place(599)), (0, 15, 16));
+        assert_eq!((status_place(200), status_place(505), status_place(599)), (0, 16, 17));
     }
 }

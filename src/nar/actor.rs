@@ -175,7 +175,8 @@ impl Actor {
         }
     }
 
-    /// Answers one request; what it fetches is fetched with `fetcher`. A request for a plan that another thread is making is answered by that thread.
+    /// Answers one request; what it fetches is fetched with `fetcher`. A request for a plan that another thread is making is
+    /// answered by that thread.
     pub fn handle(&self, request: Request, fetcher: &mut Fetcher) {
         match request {
             Request::Open { ticket, path, root, nar_hash, nar_size } => {

@@ -52,9 +52,7 @@ pub struct Document {
 impl Document {
     /// A page of this server's own.
     pub fn page(page: String) -> Self {
-        const FIELDS: Fields<'static> =
-            &[("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
-        Self { kind: web::CONTENT_TYPE, fields: FIELDS, body: page.into() }
+        Self { kind: web::CONTENT_TYPE, fields: PAGE, body: page.into() }
     }
 
     /// A page about a folder of a store path.
@@ -84,6 +82,10 @@ const NO_SNIFFING: (&str, &str) = ("X-Content-Type-Options", "nosniff");
 const NO_REFERRER: (&str, &str) = ("Referrer-Policy", "no-referrer");
 /// What is served from a store path was written by whoever built it: it gets no scripts and no origin.
 const SANDBOX: (&str, &str) = ("Content-Security-Policy", "sandbox");
+
+/// What comes with a page for people.
+const PAGE: Fields<'static> =
+    &[("Content-Security-Policy", web::CONTENT_SECURITY_POLICY), NO_SNIFFING, NO_REFERRER, NO_STORE];
 
 /// The type of a NAR.
 const NAR: (&str, &str) = ("Content-Type", "application/x-nix-archive");
@@ -130,6 +132,11 @@ impl<'w> Writer<'w> {
         self.status(Status::NotFound, &[NO_STORE])
     }
 
+    /// The same, for people.
+    pub fn absent_page(self, page: String) -> Reply {
+        self.whole(Status::NotFound, web::CONTENT_TYPE, PAGE, page.into())
+    }
+
     /// The method is not one that a server without uploads knows.
     pub fn method_not_allowed(self) -> Reply {
         self.status(Status::MethodNotAllowed, &[("Allow", "GET, HEAD")])
@@ -151,9 +158,16 @@ impl<'w> Writer<'w> {
         self.document("application/json", &[("Nix-Link", nar_url), DAY], json.into())
     }
 
-    /// The client has the NAR already.
-    pub fn nar_not_modified(self, etag: &str) -> Reply {
-        self.not_modified(etag, IMMUTABLE)
+    /// What the conditions had to say instead of a NAR ([`Conditions::verdict`]).
+    pub fn instead_of_nar(self, verdict: Status, etag: &str) -> Reply {
+        self.instead(verdict, etag, IMMUTABLE)
+    }
+
+    fn instead(self, verdict: Status, etag: &str, lasting: (&str, &str)) -> Reply {
+        match verdict {
+            Status::NotModified => self.not_modified(etag, lasting),
+            status => self.status(status, &[]),
+        }
     }
 
     /// The client has it already; `lasting` is what the whole would say of how long, since a cache takes it over.
@@ -216,14 +230,7 @@ impl<'w> Writer<'w> {
         let fields = [NAR, ZSTD, VARY, IMMUTABLE, ("ETag", etag)];
         let source = Source::Compressed(Box::new(stream));
         let Some(length) = length else { return self.stream(&fields, source, lease) };
-        let Self { head, date, version, keep_alive, head_only, .. } = self;
-        let begun = fields
-            .iter()
-            .fold(Head::new(head, Status::Ok, date), |begun, (name, value)| begun.header(name, value));
-        begun.content_length(length).finish(version, keep_alive);
-        let (body, length) =
-            if head_only { (Body::Empty, 0) } else { (Body::Awaited(source, lease), length) };
-        Reply { status: Status::Ok, body, framing: Framing::Length(length) }
+        self.known(Status::Ok, &fields, length, Body::Awaited(source, lease))
     }
 
     /// A file of a store path, or the part of it that was asked for. `served` is the path whose hash is its
@@ -236,8 +243,8 @@ impl<'w> Writer<'w> {
         file: Option<Segment>,
     ) -> Reply {
         let etag = served.map_or("", |served| &served.nar_etag);
-        if conditions.is_some_and(|conditions| conditions.match_tag(etag)) {
-            return self.not_modified(etag, DAY);
+        if let Some(verdict) = conditions.and_then(|conditions| conditions.verdict(etag)) {
+            return self.instead(verdict, etag, DAY);
         }
         let fields = [("Content-Type", kind), DAY, NO_SNIFFING, SANDBOX];
         let length = file.as_ref().map_or(0, Segment::len);
@@ -275,26 +282,34 @@ impl<'w> Writer<'w> {
 
     /// A whole file as text: a build log.
     pub fn text_file(self, file: Option<Segment>) -> Reply {
-        let coding = self.coding(false);
-        let Self { head, date, version, keep_alive, head_only, .. } = self;
         let length = file.as_ref().map_or(0, Segment::len);
-        let begun = Head::new(head, Status::Ok, date)
-            .header("Content-Type", LOG)
-            .header(NO_SNIFFING.0, NO_SNIFFING.1);
-        let begun = coding.iter().fold(begun, |begun, (name, value)| begun.header(name, value));
-        begun.content_length(length).finish(version, keep_alive);
-        match file.filter(|_| !head_only) {
-            Some(file) => {
-                Reply { status: Status::Ok, body: Body::File(file), framing: Framing::Length(length) }
-            }
-            None => Reply { status: Status::Ok, body: Body::Empty, framing: Framing::Length(0) },
-        }
+        let fields = [&[("Content-Type", LOG), NO_SNIFFING], self.coding(false)].concat();
+        self.known(Status::Ok, &fields, length, file.map_or(Body::Empty, Body::File))
     }
 
     /// A build log whose length is not known before it ends.
     pub fn text_stream(self, source: Source, is_encoded: bool) -> Reply {
         let fields = [&[("Content-Type", LOG), NO_SNIFFING], self.coding(is_encoded)].concat();
         self.stream(&fields, source, None)
+    }
+
+    /// A build log of so many bytes that is decoded as it goes.
+    pub fn text_of_length(self, length: u64, source: Source) -> Reply {
+        self.known(Status::Ok, &[("Content-Type", LOG), NO_SNIFFING], length, Body::Awaited(source, None))
+    }
+
+    /// A body of known length.
+    fn known(self, status: Status, fields: Fields<'_>, length: u64, body: Body) -> Reply {
+        let Self { head, date, version, keep_alive, head_only, .. } = self;
+        let mut begun = Head::new(head, status, date);
+        for (name, value) in fields {
+            begun = begun.header(name, value);
+        }
+        begun.content_length(length).finish(version, keep_alive);
+        if head_only || length == 0 {
+            return Reply { status, body: Body::Empty, framing: Framing::Length(0) };
+        }
+        Reply { status, body, framing: Framing::Length(length) }
     }
 
     /// A body whose length is not known before it ends.

@@ -166,8 +166,8 @@ pub(super) fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Se
         return absent(exchange, desk);
     }
     let tag = etag(&served, encoding);
-    if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&tag)) {
-        return Step::Reply(desk.writer(exchange).nar_not_modified(&tag));
+    if let Some(verdict) = exchange.verdict(&tag) {
+        return Step::Reply(desk.writer(exchange).instead_of_nar(verdict, &tag));
     }
     // As for a NAR: a frame that is gone is made of the tree again.
     if exchange.lease.is_none() && !exchange.head_only() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::exchange::Exchange;
 use super::journal::Visitor;
 use super::transfer::{Pace, Transfer};
-use crate::http::{self, Discard, HeadReader, Parsed, Progress, Status};
+use crate::http::{self, Discard, HeadReader, Parsed, Progress, Status, forwarded};
 use crate::limits;
 
 /// A connection between reads.
@@ -23,6 +23,8 @@ pub struct Connection {
     ended: bool,
     /// What is noted for the log of requests, where there is one.
     pub visitor: Option<Box<Visitor>>,
+    /// A trusted proxy's: what it says of its client is believed.
+    pub is_proxied: bool,
 }
 
 /// What a connection is doing. Each state has only its own data; the large ones are boxed, so that an
@@ -93,7 +95,15 @@ pub enum Overdue {
 impl Connection {
     /// A connection that has just been accepted.
     pub fn new(now: Instant) -> Self {
-        Self { state: State::Idle, input: Vec::new(), since: now, requests: 0, ended: false, visitor: None }
+        Self {
+            state: State::Idle,
+            input: Vec::new(),
+            since: now,
+            requests: 0,
+            ended: false,
+            visitor: None,
+            is_proxied: false,
+        }
     }
 
     /// Whether no answer is in flight: what arrives is of use now, and it may be closed to make room. While
@@ -210,7 +220,11 @@ impl Connection {
                     visitor.begin(&bytes[..len]);
                 }
                 self.enter(State::InHand, now);
-                Next::Request(Exchange::new(&request, last, now))
+                let mut exchange = Exchange::new(&request, last, now);
+                if self.is_proxied && exchange.host.is_some() {
+                    exchange.is_encrypted = forwarded::is_encrypted(&bytes[..len]);
+                }
+                Next::Request(exchange)
             }
             Err(error) => Next::Refuse(error.status()),
         }

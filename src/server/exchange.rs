@@ -7,7 +7,7 @@ use super::answer::Document;
 use super::route::Route;
 use crate::cache::Interest;
 use crate::formats::store_path::StorePath;
-use crate::http::{Body, Method, Request, Version, accepts, range};
+use crate::http::{Body, Method, Request, Status, Version, accepts, range};
 use crate::limits;
 use crate::metrics::Route as Label;
 use crate::store::roots::Lease;
@@ -47,6 +47,8 @@ pub struct Exchange {
     pub finished: u64,
     /// The Host that the client named, where a page shows it.
     pub host: Option<Box<str>>,
+    /// Whether that was by `https`, where a proxy has said so.
+    pub is_encrypted: Option<bool>,
     /// The client takes an answer that is encoded by zstd.
     pub takes_zstd: bool,
     /// Whether it does matters to the answer: caches on the way must know.
@@ -66,26 +68,39 @@ pub struct Conditions {
     pub range: Option<Vec<u8>>,
     /// If-Range
     pub if_range: Option<Vec<u8>>,
+    /// If-Match
+    pub if_match: Option<Vec<u8>>,
     /// If-None-Match
     pub if_none_match: Option<Vec<u8>>,
 }
 
 impl Conditions {
-    /// Whether the client has the representation with this strong tag already.
-    pub fn match_tag(&self, etag: &str) -> bool {
-        !etag.is_empty() && self.if_none_match.as_deref().is_some_and(|tags| range::none_match(tags, etag))
+    /// What is answered instead of the representation with this strong tag, before Range is looked at: that the client
+    /// wants another one, or has it already (RFC 9110 section 13.2.2). Where there is no tag there is nothing to compare.
+    pub fn verdict(&self, etag: &str) -> Option<Status> {
+        if etag.is_empty() {
+            return None;
+        }
+        if self.if_match.as_deref().is_some_and(|tags| !range::if_match(tags, etag)) {
+            return Some(Status::PreconditionFailed);
+        }
+        let has_it = self.if_none_match.as_deref().is_some_and(|tags| range::none_match(tags, etag));
+        has_it.then_some(Status::NotModified)
     }
 }
 
 impl Exchange {
     /// The exchange that a request begins. `last` closes the connection after it.
     pub fn new(request: &Request<'_>, last: bool, now: Instant) -> Self {
-        let conditional =
-            request.range.is_some() || request.if_range.is_some() || request.if_none_match.is_some();
+        // A range is defined for GET alone (RFC 9110 section 14.2).
+        let range = request.range.filter(|_| request.method == Method::Get);
+        let fields = [range, request.if_range, request.if_match, request.if_none_match];
+        let conditional = fields.iter().any(Option::is_some);
         let conditions = conditional.then(|| {
             Box::new(Conditions {
-                range: request.range.map(<[u8]>::to_vec),
+                range: range.map(<[u8]>::to_vec),
                 if_range: request.if_range.map(<[u8]>::to_vec),
+                if_match: request.if_match.map(<[u8]>::to_vec),
                 if_none_match: request.if_none_match.map(<[u8]>::to_vec),
             })
         });
@@ -100,6 +115,7 @@ impl Exchange {
         Self {
             route,
             host,
+            is_encrypted: None,
             method: request.method,
             version: request.version,
             keep_alive: request.keep_alive && !last && droppable(request),
@@ -124,6 +140,7 @@ impl Exchange {
         Self {
             route: Route::Absent(Label::Other),
             host: None,
+            is_encrypted: None,
             method: Method::Other,
             version: Version::H11,
             keep_alive: false,
@@ -165,6 +182,11 @@ impl Exchange {
     /// Whether a part of the answer is asked for.
     pub fn wants_range(&self) -> bool {
         self.conditions.as_ref().is_some_and(|conditions| conditions.range.is_some())
+    }
+
+    /// What its conditions have answered instead of what has this tag.
+    pub fn verdict(&self, etag: &str) -> Option<Status> {
+        self.conditions.as_ref()?.verdict(etag)
     }
 
     /// Whether only the head of the answer is wanted.

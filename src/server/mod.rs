@@ -45,7 +45,7 @@ pub struct Site {
     pub store_dir: StoreDir,
     /// Where its files really are.
     pub real_store: PathBuf,
-    /// What its URLs begin with.
+    /// What its URLs begin with, where no proxy says otherwise.
     pub scheme: &'static str,
     /// The answer to `/nix-cache-info`.
     pub cache_info: Bytes,

@@ -14,16 +14,16 @@ use crate::store::serve::{EntryKind, Folder};
 use crate::store::served::Served;
 use crate::web;
 
-/// The landing page, as it is reached by `host`, with the public `keys`; `paths` is what is known to be valid.
+/// The landing page, as `exchange` reached it, with the public `keys`; `paths` is what is known to be valid.
 pub fn landing(
     site: &Site,
-    host: Option<&str>,
+    exchange: &Exchange,
     keys: &[String],
     paths: &Snapshot,
     overview: Option<&Overview>,
 ) -> String {
     web::landing(&web::Landing {
-        url: url(site, host).as_deref(),
+        url: url(site, exchange).as_deref(),
         store_dir: site.store_dir.as_str(),
         // While a big database is still being read, nobody knows.
         paths: paths.complete().then(|| paths.len()),
@@ -53,12 +53,12 @@ pub fn found(search: &Search, found: Option<&Found>) -> String {
 }
 
 /// The page of a path, with the public `keys`.
-pub fn path(site: &Site, host: Option<&str>, keys: &[String], served: &Served, about: &About) -> String {
+pub fn path(site: &Site, exchange: &Exchange, keys: &[String], served: &Served, about: &About) -> String {
     let info = &served.info;
     let registered = UNIX_EPOCH + Duration::from_secs(u64::try_from(info.registration_time).unwrap_or(0));
     let (count, _) = about.closure;
     web::path(&web::PathPage {
-        url: url(site, host).as_deref(),
+        url: url(site, exchange).as_deref(),
         store_dir: site.store_dir.as_str(),
         public_keys: keys,
         path: &info.path,
@@ -82,10 +82,12 @@ fn items(paths: &[Neighbour]) -> Vec<web::Item<'_>> {
 }
 
 /// Where the client has found this server. What could be no host is not repeated: it stands in commands that people copy.
-fn url(site: &Site, host: Option<&str>) -> Option<String> {
+fn url(site: &Site, exchange: &Exchange) -> Option<String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
-    let host = host.filter(|host| !host.is_empty() && host.bytes().all(is_plain))?;
-    Some(format!("{}://{host}", site.scheme))
+    let host = exchange.host.as_deref().filter(|host| !host.is_empty() && host.bytes().all(is_plain))?;
+    let scheme =
+        exchange.is_encrypted.map_or(site.scheme, |is_encrypted| if is_encrypted { "https" } else { "http" });
+    Some(format!("{scheme}://{host}"))
 }
 
 /// The page of a folder inside a store path.
@@ -98,7 +100,8 @@ pub fn folder(exchange: &Exchange, folder: &Folder) -> String {
             EntryKind::Link => web::EntryKind::Link,
         },
     });
-    web::folder(&place(exchange), entries, folder.cut)
+    let name = exchange.served.as_ref().map(|served| served.info.path.name());
+    web::folder(&place(exchange), name, entries, folder.cut)
 }
 
 /// Where a folder that was asked for without a slash is, relative to its own URL.

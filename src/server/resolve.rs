@@ -20,20 +20,20 @@ use crate::cache::compress::Wanted;
 use crate::formats::hash::Sha256;
 use crate::formats::realisation::OutputId;
 use crate::formats::store_path::{StorePath, StorePathHash};
-use crate::http::Method;
 use crate::http::date::DATE_LEN;
+use crate::http::{Method, Status, Version};
 use crate::metrics;
-use crate::metrics::WorkerMetrics;
+use crate::metrics::{Route as Label, WorkerMetrics};
 use crate::nar::actor as nar;
 use crate::nar::{NarError, Segment};
 use crate::store::actor::Info;
 use crate::store::browse::Search;
 use crate::store::debuginfo::BuildId;
-use crate::store::logs::{LogBody, LogError};
+use crate::store::logs::{LogBody, LogError, LogReader};
 use crate::store::serve::{ServeAnswer, ServeError, Walk};
 use crate::store::served::Served;
 use crate::store::view::{Find, View};
-use crate::store::{browse, files, logs, roots};
+use crate::store::{browse, files, logs};
 
 /// What a step knows besides the request.
 pub struct Desk<'d> {
@@ -74,8 +74,6 @@ pub enum Arrival {
     Document(Option<Bytes>),
     /// The derivation whose log is asked for.
     Deriver(Option<StorePath>),
-    /// A temporary root.
-    Rooted(roots::Lease),
     /// A plan, or what is made of one.
     Nar(nar::Answer),
     /// A compressed NAR.
@@ -146,6 +144,8 @@ pub enum Question {
         /// Encoded, where it is large.
         encoded: bool,
     },
+    /// The length of a packed one.
+    LogLength(LogReader),
     /// A document that is to be encoded.
     Encode(Bytes),
     /// A file of a store path.
@@ -173,10 +173,6 @@ pub fn step(exchange: &mut Exchange, arrival: Arrival, desk: &mut Desk<'_>) -> S
             Step::Reply(desk.writer(exchange).document("application/json", &[], body))
         }
         Arrival::Deriver(drv) => log_of(exchange, desk, drv),
-        Arrival::Rooted(lease) => {
-            exchange.lease = Some(lease);
-            begin(exchange, desk)
-        }
         Arrival::Nar(nar::Answer::Opened(Ok(nar))) if matches!(exchange.route, Route::Compressed { .. }) => {
             compressed::planned(exchange, desk, nar)
         }
@@ -240,8 +236,7 @@ fn page(exchange: &Exchange, desk: &mut Desk<'_>) -> Reply {
 
 /// The landing page, with what the actor knows where it has answered.
 fn landing(exchange: &mut Exchange, desk: &mut Desk<'_>, overview: Option<&browse::Overview>) -> Step {
-    let (site, host, keys) = (desk.site, exchange.host.as_deref(), desk.public_keys);
-    let page = pages::landing(site, host, keys, desk.view.snapshot(), overview);
+    let page = pages::landing(desk.site, exchange, desk.public_keys, desk.view.snapshot(), overview);
     document::send(exchange, desk, Document::page(page))
 }
 
@@ -251,7 +246,7 @@ fn browsed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: browse::Answer)
         (browse::Answer::Overview(overview), _, _) => return landing(exchange, desk, Some(&overview)),
         (browse::Answer::Found(found), Route::Search(search), _) => pages::found(search, Some(&found)),
         (browse::Answer::About(Some(about)), _, Some(served)) => {
-            pages::path(desk.site, exchange.host.as_deref(), desk.public_keys, served, &about)
+            pages::path(desk.site, exchange, desk.public_keys, served, &about)
         }
         _ => return absent(exchange, desk),
     };
@@ -271,6 +266,9 @@ fn look_up(exchange: &mut Exchange, desk: &mut Desk<'_>, path: StorePathHash) ->
 pub(super) fn absent(exchange: &Exchange, desk: &mut Desk<'_>) -> Step {
     if matches!(exchange.route, Route::Narinfo { .. }) {
         desk.metrics.narinfo_miss();
+    }
+    if let Route::Path(_) | Route::Absent(Label::Path) = exchange.route {
+        return Step::Reply(desk.writer(exchange).absent_page(crate::web::absent_path()));
     }
     Step::Reply(desk.writer(exchange).absent())
 }
@@ -298,8 +296,9 @@ fn found(exchange: &mut Exchange, desk: &mut Desk<'_>, served: Arc<Served>) -> S
             if exchange.is_to_be_encoded() {
                 return compressed::encoded(exchange, desk, served);
             }
-            if exchange.conditions.as_ref().is_some_and(|conditions| conditions.match_tag(&served.nar_etag)) {
-                return Step::Reply(desk.writer(exchange).nar_not_modified(&served.nar_etag));
+            let etag = &served.nar_etag;
+            if let Some(verdict) = exchange.verdict(etag) {
+                return Step::Reply(desk.writer(exchange).instead_of_nar(verdict, etag));
             }
             // Only what is sent must be kept from the collector; and the root first, so that the validity
             // found afterwards is one that lasts.
@@ -414,7 +413,7 @@ impl Failure for LogError {
         match self {
             Self::File { source, .. } => Errno::from_io_error(source).is_some_and(is_shortage),
             Self::Busy | Self::NoMemory { .. } => true,
-            Self::Damaged { .. } => false,
+            Self::Damaged { .. } | Self::TooLong { .. } => false,
         }
     }
 }
@@ -455,7 +454,9 @@ fn log_of(exchange: &mut Exchange, desk: &mut Desk<'_>, drv: Option<StorePath>) 
 
 fn log(exchange: &mut Exchange, desk: &Desk<'_>, name: logs::LogName) -> Step {
     exchange.varies = desk.site.compression.in_transport;
-    Step::Ask(Question::Log { name, encoded: exchange.is_to_be_encoded() })
+    // What is encoded has no length before its end, and a client of HTTP/1.0 needs one.
+    let encoded = exchange.is_to_be_encoded() && exchange.version != Version::H10;
+    Step::Ask(Question::Log { name, encoded })
 }
 
 /// The file actors have answered.
@@ -463,6 +464,17 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
     match answer {
         files::Answer::Log(Ok(Some(LogBody::Plain { file, len }))) => {
             Step::Reply(desk.writer(exchange).text_file(Segment::of_file(file, len)))
+        }
+        // A client of HTTP/1.0 would have the end of the connection for the end of the log, which over a unix socket
+        // looks the same where it was broken off.
+        files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) if exchange.version == Version::H10 => {
+            Step::Ask(Question::LogLength(reader))
+        }
+        files::Answer::Measured(Ok((len, reader))) => {
+            Step::Reply(desk.writer(exchange).text_of_length(len, Source::Log(reader)))
+        }
+        files::Answer::Measured(Err(LogError::TooLong { .. })) => {
+            Step::Reply(desk.writer(exchange).status(Status::VersionNotSupported, &[]))
         }
         files::Answer::Log(Ok(Some(LogBody::Packed(reader)))) => {
             let is_encoded = reader.is_encoded();
@@ -477,7 +489,9 @@ fn filed(exchange: &mut Exchange, desk: &mut Desk<'_>, answer: files::Answer) ->
         files::Answer::Encoded(bytes) => document::encoded(exchange, desk, bytes),
         // Many readers are no fault to tell of.
         files::Answer::Log(Err(LogError::Busy)) => unavailable(exchange, desk),
-        files::Answer::Log(Err(error)) => damaged(exchange, desk, "a build log cannot be served", &error),
+        files::Answer::Log(Err(error)) | files::Answer::Measured(Err(error)) => {
+            damaged(exchange, desk, "a build log cannot be served", &error)
+        }
         files::Answer::Served(Ok(found)) => walked(exchange, desk, found),
         files::Answer::Served(Err(error)) => {
             damaged(exchange, desk, "a file of the store cannot be served", &error)

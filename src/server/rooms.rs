@@ -96,6 +96,9 @@ impl Rooms {
             Question::Log { name, encoded } => {
                 self.files.try_send(files::Request::Log { ticket, name, encoded })?;
             }
+            Question::LogLength(reader) => {
+                self.files.try_send(files::Request::MeasureLog { ticket, reader })?;
+            }
             Question::Encode(plain) => self.files.try_send(files::Request::Encode { ticket, plain })?,
             Question::Serve(walk) => self.files.try_send(files::Request::Serve { ticket, walk })?,
             Question::DebugInfo(build_id) => {
@@ -154,6 +157,7 @@ impl Rooms {
         }
         Ok(())
     }
+
     /// Has a range of an open file read.
     ///
     /// # Errors

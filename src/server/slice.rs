@@ -12,7 +12,6 @@ pub struct Slice<T> {
     slots: Slab<Slot<T>>,
     oldest: usize,
     newest: usize,
-    idle: usize,
 }
 
 #[derive(Debug)]
@@ -30,7 +29,7 @@ struct Links {
 
 impl<T> Default for Slice<T> {
     fn default() -> Self {
-        Self { slots: Slab::new(), oldest: NONE, newest: NONE, idle: 0 }
+        Self { slots: Slab::new(), oldest: NONE, newest: NONE }
     }
 }
 
@@ -43,11 +42,6 @@ impl<T> Slice<T> {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
-    }
-
-    /// How many are in the idle list.
-    pub fn idle(&self) -> usize {
-        self.idle
     }
 
     /// Adds an entry, not idle, and gives its key.
@@ -99,7 +93,6 @@ impl<T> Slice<T> {
             Some(links) => links.newer = key,
             None => self.oldest = key,
         }
-        self.idle += 1;
     }
 
     /// Takes an entry out of the idle list, if it is in it.
@@ -115,7 +108,6 @@ impl<T> Slice<T> {
             Some(links) => links.older = older,
             None => self.newest = older,
         }
-        self.idle -= 1;
     }
 
     fn links_mut(&mut self, key: usize) -> Option<&mut Links> {
@@ -166,7 +158,6 @@ mod tests {
                 }
                 prop_assert_eq!(order(&slice), model.clone());
                 prop_assert_eq!(slice.oldest_idle(), model.first().copied());
-                prop_assert_eq!(slice.idle(), model.len());
                 prop_assert_eq!(slice.len(), live.len());
             }
         }

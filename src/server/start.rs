@@ -354,14 +354,14 @@ fn bind_all(addresses: &[Address], rights: &Rights) -> Result<Vec<Listener>, Sta
 fn affordable(workers: usize, wanted: usize) -> usize {
     let descriptors = descriptors::raise_limit();
     let own = limits::DESCRIPTORS_OWN + limits::DESCRIPTORS_PER_WORKER * workers as u64;
-    let spare = descriptors.now.saturating_sub(own);
+    let spare = descriptors.saturating_sub(own);
     let each = spare / limits::DESCRIPTORS_PER_CONNECTION / workers as u64;
     let held = wanted.min(usize::try_from(each).unwrap_or(usize::MAX)).max(1);
     if held < wanted {
         tracing::warn!(
             "the limit of {} open files allows {held} connections a worker, not {wanted}; \
              raise it with ulimit -n or LimitNOFILE=",
-            descriptors.now
+            descriptors
         );
     }
     held

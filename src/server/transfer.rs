@@ -438,7 +438,8 @@ pub enum Pace {
     Fine,
     /// The reader took less than [`limits::SEND_MIN_BYTES`] in [`limits::SEND_WINDOW`].
     TooSlow,
-    /// An actor was asked [`limits::FETCH_TIME`] ago, and nothing can be sent until it answers.
+    /// An actor was asked so long ago as it may take ([`limits::FETCH_TIME`], [`limits::FRAME_TIME`]), and nothing can be
+    /// sent until it answers.
     Stalled,
 }
 

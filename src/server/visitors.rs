@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use super::connection::Connection;
 use super::worker::{Seat, Worker};
 use crate::http::proxy::{self, Header};
-use crate::io::Io;
+use crate::io::{Io, Peer};
 use crate::limits;
 use crate::metrics::Closed;
 
@@ -13,11 +13,13 @@ impl<I: Io> Worker<I> {
     /// Takes a connection over from the listener.
     pub(super) fn welcome(&mut self, socket: I::Socket) {
         let (mut connection, mut preamble) = (Connection::new(self.io.now()), false);
-        if self.site.journal.is_some() || self.site.trust.by_header {
+        let trust = &self.site.trust;
+        if self.site.journal.is_some() || !trust.proxies.is_empty() {
             let peer = self.io.peer(&socket);
-            preamble = self.site.trust.by_header && self.site.trust.trusts(peer);
+            connection.is_proxied = trust.trusts(peer);
+            preamble = trust.by_header && connection.is_proxied;
             connection.visitor =
-                self.site.journal.as_ref().map(|journal| Box::new(journal.visitor(peer, &self.site.trust)));
+                self.site.journal.as_ref().map(|journal| Box::new(journal.visitor(peer, trust)));
         }
         let seat = Seat {
             socket,
@@ -69,8 +71,11 @@ impl<I: Io> Worker<I> {
         match proxy::parse(&buffer[..seen]) {
             Ok(Header::Complete { client, len }) => {
                 seat.preamble = false;
-                if let (Some(visitor), Some(client)) = (&mut seat.connection.visitor, client) {
-                    visitor.is(client);
+                if let Some(client) = client {
+                    seat.connection.is_proxied = self.site.trust.trusts(Peer::Tcp(client.to_canonical()));
+                    if let Some(visitor) = &mut seat.connection.visitor {
+                        visitor.is(client);
+                    }
                 }
                 let taken = self.io.discard(&seat.socket, &mut buffer[..len]);
                 // It was there a moment ago, and nobody else reads.

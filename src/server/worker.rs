@@ -279,9 +279,7 @@ impl<I: Io> Worker<I> {
                 self.streamed(ticket, stream, segments);
             }
             Message::Cache(ticket, answer) => self.resume(ticket, Arrival::Cache(answer)),
-            Message::Roots(ticket, roots::Answer::Rooted(lease)) => {
-                self.resume(ticket, Arrival::Rooted(lease))
-            }
+            Message::Roots(ticket, roots::Answer::Rooted(lease)) => self.rooted(ticket, lease),
             Message::Files(ticket, files::Answer::LogPart(part)) => match part {
                 files::LogPart::More { bytes, reader } => {
                     self.fetched(ticket, Ok(vec![Segment::Bytes(bytes)]), Some(Source::Log(reader)));
@@ -343,14 +341,17 @@ impl<I: Io> Worker<I> {
     /// An answer for a waiting request. Late ones, whose connection has gone, are dropped with all they hold.
     fn resume(&mut self, ticket: Ticket, arrival: Arrival) {
         let key = ticket.slot as usize;
-        let Some(mut exchange) = self.unpark(key, ticket.serial) else { return };
-        match arrival {
-            // What is known of the path must be so after the root was taken: the second half looks again.
-            Arrival::Rooted(lease) => {
-                exchange.lease = Some(lease);
-                self.requests.push((key, exchange));
-            }
-            arrival => self.resolve(key, exchange, arrival),
+        if let Some(exchange) = self.unpark(key, ticket.serial) {
+            self.resolve(key, exchange, arrival);
+        }
+    }
+
+    /// A waiting request has its root. What is known of the path must be so afterwards: the second half looks again.
+    fn rooted(&mut self, ticket: Ticket, lease: roots::Lease) {
+        let key = ticket.slot as usize;
+        if let Some(mut exchange) = self.unpark(key, ticket.serial) {
+            exchange.lease = Some(lease);
+            self.requests.push((key, exchange));
         }
     }
 
@@ -497,7 +498,7 @@ impl<I: Io> Worker<I> {
         self.serial = self.serial.wrapping_add(1);
         let serial = self.serial;
         let ticket = Ticket { worker: self.number, slot: NO_SLOT, serial };
-        // A full mailbox leaves those who wait to their time limit, or to the next turn's look.
+        // With a full mailbox those who would wait get a 503, and the next turn looks again.
         if self.rooms.store.try_send(store::Request::Refresh { ticket, since }).is_ok() {
             self.freshness = Freshness::Asked { serial, now: true, waiting: Vec::new() };
         }

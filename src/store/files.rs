@@ -1,6 +1,7 @@
 //! The actor for file work that is not NARs: build logs, `/serve`, debuginfo.
 //!
-//! Its threads share one mailbox. Each request is a few opens and at most one read of a bounded piece.
+//! Its threads share one mailbox. Each request is a few opens and at most one read of a bounded piece, but for a log that
+//! must be measured.
 
 use bytes::Bytes;
 
@@ -26,6 +27,13 @@ pub enum Request {
     },
     /// Decode the next piece of a packed log.
     ReadLog {
+        /// Who asks.
+        ticket: Ticket,
+        /// As the answer before gave it.
+        reader: LogReader,
+    },
+    /// Find the length of a packed log of which nothing was read yet.
+    MeasureLog {
         /// Who asks.
         ticket: Ticket,
         /// As the answer before gave it.
@@ -61,6 +69,8 @@ pub enum Answer {
     Log(Result<Option<LogBody>, LogError>),
     /// A piece of a packed log.
     LogPart(LogPart),
+    /// The length of a packed log in bytes, and the reader as it was.
+    Measured(Result<(u64, LogReader), LogError>),
     /// What was found inside a store path.
     Served(Result<ServeAnswer, ServeError>),
     /// The document, encoded; `None` where there is no memory for it.
@@ -118,6 +128,7 @@ impl Files {
                 (ticket, Answer::Encoded((self.encode)(&plain).map(Bytes::from)))
             }
             Request::ReadLog { ticket, reader } => (ticket, Answer::LogPart(read(reader))),
+            Request::MeasureLog { ticket, reader } => (ticket, Answer::Measured(reader.measured())),
             Request::Serve { ticket, walk } => {
                 let Settings { store_dir, real_store, .. } = &self.settings;
                 (ticket, Answer::Served(serve::resolve(store_dir, real_store, walk)))

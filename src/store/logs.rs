@@ -4,7 +4,7 @@
 //! the basename of the derivation's path, as it is or packed as `.bz2`. Before 2008 it was `drvs/<basename>`.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,12 +51,47 @@ pub enum LogBody {
 
 /// A log that is decoded piece by piece, or encoded. It holds a decoder's memory, about 4 MB.
 pub struct LogReader {
-    decoder: Box<dyn Read + Send>,
+    decoder: Decoder,
     encode: Option<Encode>,
     path: PathBuf,
     /// The first piece, until it is asked for.
     first: Option<Bytes>,
     _turn: Turn,
+}
+
+/// What a log is read through.
+enum Decoder {
+    /// What `bzip2` packed.
+    Packed(Box<MultiBzDecoder<File>>),
+    /// As it is, up to the length that it had.
+    Plain(io::Take<File>),
+}
+
+impl Decoder {
+    /// At its beginning again, when so many bytes have come out of it.
+    fn rewound(self, len: u64) -> io::Result<Self> {
+        match self {
+            Self::Packed(decoder) => {
+                let mut file = decoder.into_inner();
+                file.rewind()?;
+                Ok(Self::Packed(Box::new(MultiBzDecoder::new(file))))
+            }
+            Self::Plain(file) => {
+                let mut file = file.into_inner();
+                file.rewind()?;
+                Ok(Self::Plain(file.take(len)))
+            }
+        }
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Packed(decoder) => decoder.read(into),
+            Self::Plain(file) => file.read(into),
+        }
+    }
 }
 
 /// Bounds how many logs are being decoded. Clones share the bound.
@@ -103,6 +138,12 @@ pub enum LogError {
     /// There is no memory to encode it.
     #[error("no memory to encode the build log {}", .path.display())]
     NoMemory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its length is wanted, and it has more than [`limits::LOG_MEASURED`].
+    #[error("the build log {} is too long to be measured", .path.display())]
+    TooLong {
         /// The file.
         path: PathBuf,
     },
@@ -173,6 +214,29 @@ impl LogReader {
         }
     }
 
+    /// The length of the whole log, of which nothing was read yet, by decoding all of it; and the reader as it was.
+    ///
+    /// # Errors
+    /// As [`LogReader::read`]; [`LogError::TooLong`] beyond [`limits::LOG_MEASURED`].
+    pub fn measured(mut self) -> Result<(u64, Self), LogError> {
+        let mut len = 0;
+        loop {
+            let part = self.read()?.len();
+            len += part as u64;
+            if part < limits::LOG_PART {
+                break;
+            }
+            if len > limits::LOG_MEASURED {
+                return Err(LogError::TooLong { path: self.path });
+            }
+        }
+        let Self { decoder, encode, path, _turn, .. } = self;
+        match decoder.rewound(len) {
+            Ok(decoder) => Ok((len, Self { decoder, encode, path, first: None, _turn })),
+            Err(source) => Err(LogError::File { path, source }),
+        }
+    }
+
     fn error(&self, source: io::Error) -> LogError {
         let path = self.path.clone();
         match source.raw_os_error() {
@@ -209,7 +273,7 @@ fn open_any(
                 && len >= limits::ENCODED_MIN as u64
                 && let Some(turn) = decoders.turn()
             {
-                let decoder = Box::new(file.take(len));
+                let decoder = Decoder::Plain(file.take(len));
                 let reader = LogReader { decoder, encode, path: plain, first: None, _turn: turn };
                 return Ok(Some(LogBody::Packed(reader)));
             }
@@ -230,7 +294,7 @@ fn begin(
     encode: Option<Encode>,
 ) -> Result<LogBody, LogError> {
     let turn = decoders.turn().ok_or(LogError::Busy)?;
-    let decoder = Box::new(MultiBzDecoder::new(file));
+    let decoder = Decoder::Packed(Box::new(MultiBzDecoder::new(file)));
     let mut reader = LogReader { decoder, encode, path, first: None, _turn: turn };
     let first = reader.read()?;
     if first.len() < limits::LOG_PART {
@@ -413,6 +477,33 @@ mod tests {
             assert_eq!(matches!(body, LogBody::Whole(_)), len < limits::LOG_PART, "{len}");
             assert!(read_all(body).unwrap() == log, "{len}");
         }
+    }
+
+    #[test]
+    fn a_log_is_measured_before_it_is_read() {
+        let log = b"building\n".repeat(20_000);
+        let packed = [pack(&log), pack(&log)].concat();
+        let folder = folder_with(&format!("{BASENAME}.bz2"), &packed);
+        let decoders = Decoders::default();
+        let Ok(Some(LogBody::Packed(reader))) = super::find(folder.path(), &derivation(), &decoders, None)
+        else {
+            panic!("a long log")
+        };
+        let (len, reader) = reader.measured().unwrap();
+        assert_eq!(len, 2 * log.len() as u64);
+        assert_eq!(decoders.0.load(Ordering::Relaxed), 1, "it counts as one");
+        assert!(read_all(LogBody::Packed(reader)).unwrap() == log.repeat(2));
+        let folder = folder_with(&format!("{BASENAME}.bz2"), &packed[..packed.len() - 10]);
+        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else {
+            panic!("a long log")
+        };
+        assert!(matches!(reader.measured(), Err(LogError::Damaged { .. })), "before any head");
+        let long = pack(&vec![b'x'; limits::LOG_MEASURED as usize + limits::LOG_PART]);
+        let folder = folder_with(&format!("{BASENAME}.bz2"), &long);
+        let Ok(Some(LogBody::Packed(reader))) = find(folder.path(), &derivation()) else {
+            panic!("a long log")
+        };
+        assert!(matches!(reader.measured(), Err(LogError::TooLong { .. })));
     }
 
     #[test]

@@ -26,14 +26,22 @@ pub enum EntryKind {
 }
 
 /// The page of a folder of a store path. `place` is the store path's hash part and what is below it, decoded, such
-/// as `<hash>/share/doc`. `cut` says that there are more entries than these.
+/// as `<hash>/share/doc`, and `name` the store path's own name, if that is known. `cut` says that there are more entries than these.
 ///
 /// Links are relative: the page must be asked for with a slash at the end of its address.
-pub fn folder<'a>(place: &[u8], entries: impl IntoIterator<Item = Entry<'a>>, cut: bool) -> String {
+pub fn folder<'a>(
+    place: &[u8],
+    name: Option<&str>,
+    entries: impl IntoIterator<Item = Entry<'a>>,
+    cut: bool,
+) -> String {
     let up = place.split(|byte| *byte == b'/').count();
     let root = "../".repeat(up + 1);
     let hash = place.split(|byte| *byte == b'/').next().unwrap_or_default();
     let shown_place = shown(place);
+    // Among the tabs of a browser a hash says nothing.
+    let below = shown(&place[hash.len()..]);
+    let title = name.map_or_else(|| shown_place.to_string(), |name| format!("{name}{below}"));
     let body = html! {
         h1 { (shown_place) }
         p { a href={ (root) "path/" (encode_segment(hash)) } { "About this store path" } }
@@ -48,7 +56,7 @@ pub fn folder<'a>(place: &[u8], entries: impl IntoIterator<Item = Entry<'a>>, cu
         @if cut { p { "There are more; the list was cut." } }
     };
     // What is served from a store path gets no right to send forms.
-    document(&Frame { title: &shown_place, root: &root, form: false, listed: false }, &body)
+    document(&Frame { title: &title, root: &root, form: false, listed: false }, &body)
 }
 
 fn row(entry: Entry<'_>) -> Markup {
@@ -76,6 +84,7 @@ mod tests {
         let entry = |name, kind| Entry { name, kind };
         let page = folder(
             b"00000000000000000000000000000000/<i>",
+            Some("hello-2.12"),
             [
                 entry(&b"a b&\"<script>"[..], EntryKind::File(1234)),
                 entry(b"caf\xe9", EntryKind::Link),
@@ -87,6 +96,7 @@ mod tests {
         );
         for expected in [
             "<h1>00000000000000000000000000000000/&lt;i&gt;</h1>",
+            "<title>hello-2.12/&lt;i&gt;</title>",
             "<a href=\"../\">../</a>",
             "<a class=\"brand\" href=\"../../../\">",
             "<a href=\"../../../path/00000000000000000000000000000000\">",
@@ -99,6 +109,6 @@ mod tests {
         ] {
             assert!(page.contains(expected), "{expected} is not in\n{page}");
         }
-        assert!(!folder(b"0", [], false).contains(">../<"), "nothing is above a store path");
+        assert!(!folder(b"0", None, [], false).contains(">../<"), "nothing is above a store path");
     }
 }

@@ -16,7 +16,7 @@ use crate::formats::store_path::StorePath;
 
 pub use folder::{Entry, EntryKind, folder};
 pub use landing::{Activity, Landing, landing};
-pub use path::{PathPage, path};
+pub use path::{PathPage, absent_path, path};
 pub use search::{SearchPage, search};
 
 /// The media type of the pages.

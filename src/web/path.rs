@@ -73,6 +73,18 @@ pub fn path(page: &PathPage<'_>) -> String {
     document(&Frame { title: page.path.name(), root: "../", form: true, listed: false }, &body)
 }
 
+/// The page in place of one about a path that is not there.
+pub fn absent_path() -> String {
+    let body = html! {
+        h1 { "Not here" }
+        p {
+            "This store has no valid path of that name: it was never here, or the garbage collector has taken it. The "
+            "search finds what is here by a part of its name."
+        }
+    };
+    document(&Frame { title: "Not here", root: "../", form: true, listed: false }, &body)
+}
+
 fn facts(page: &PathPage<'_>) -> Markup {
     let (count, size) = page.closure;
     html! {
@@ -119,7 +131,7 @@ fn commands(page: &PathPage<'_>, full: &str) -> Markup {
         keys => format!(" \\\n  --option extra-trusted-public-keys '{}'", keys.join(" ")),
     };
     html! {
-        (snippet("With what it needs, where the cache's key is in nix.conf", &format!("nix copy --from {url} {full}\n")))
+        (snippet("With what it needs, where the cache's key is in nix.conf", &format!("nix --extra-experimental-features nix-command copy --from {url} {full}\n")))
         (snippet(
             "The same for a trusted user, with nothing in nix.conf",
             &format!("nix-store --realise {full} \\\n  --option extra-substituters {url}{key}\n"),
@@ -169,7 +181,7 @@ mod tests {
             "<a href=\"../log/7rjj86a15146cq1d3qy068lml7n8ykzm-hello%3F2.12.drv\">",
             "<a href=\"../serve/00bgd045z0d4icpbc2yyz4gx48ak44la/\">",
             "<a href=\"../00bgd045z0d4icpbc2yyz4gx48ak44la.narinfo\">",
-            "nix copy --from http://cache:5000 /nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12\n",
+            "nix --extra-experimental-features nix-command copy --from http://cache:5000 /nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12\n",
             "-hello-2.12 \\\n  --option extra-substituters http://cache:5000 \\\n  --option extra-trusted-public-keys \
              'cache-1:AAAA='\n",
             "<li><code>cache-1:&lt;sig&gt;</code></li>",

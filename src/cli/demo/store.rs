@@ -1,6 +1,6 @@
 //! The demo's store: made of the machine's own folders, or opened again and checked.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ const KEY_NAME: &str = "harmonia-demo-1";
 /// What the demo's files are called in its folder. The key is made first: it marks the folder as a demo's.
 const KEY_FILE: &str = "demo.secret";
 const PUBLIC_KEY_FILE: &str = "demo.public";
+/// What the key's file is called until it is whole.
+const NEW_KEY_FILE: &str = "demo.new";
 /// Is there once the store is complete.
 const COMPLETE_FILE: &str = "complete";
 const WORK_FOLDER: &str = "making";
@@ -75,9 +77,15 @@ pub enum DemoStoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// The folder holds a Nix store that is in use otherwise.
-    #[error("{} holds a Nix store that no demo made: choose another folder with --dir", folder.display())]
+    /// The folder holds what is not a demo's.
+    #[error("{} is not empty, and no demo made what is in it: choose another folder with --dir", folder.display())]
     NotADemo {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Another process serves it.
+    #[error("{} is served by another demo: end that one, or choose another folder with --dir", folder.display())]
+    InUse {
         /// The folder.
         folder: PathBuf,
     },
@@ -122,7 +130,7 @@ pub fn open(
     let folder = &folder.canonicalize().map_err(failed(folder, "find"))?;
     let settings = settings(folder)?;
     let key_file = folder.join(KEY_FILE);
-    if settings.database.exists() && !key_file.exists() {
+    if !key_file.exists() && !is_fresh(folder).map_err(failed(folder, "read"))? {
         return Err(DemoStoreError::NotADemo { folder: folder.clone() });
     }
     let key = open_or_make_key(&key_file, &folder.join(PUBLIC_KEY_FILE))?;
@@ -138,6 +146,21 @@ pub fn open(
     let mut paths = maker.writer.all()?;
     paths.sort_by_key(|registered| registered.ca.is_none());
     Ok(DemoStore { settings, paths, key, key_file })
+}
+
+/// Holds the demo in `folder`, if there is one, for as long as the file is open: two servers cannot share what belongs to
+/// it.
+///
+/// # Errors
+/// Where another process holds it.
+pub fn hold(folder: &Path) -> Result<Option<File>, DemoStoreError> {
+    let key_file = folder.join(KEY_FILE);
+    let Ok(file) = File::open(&key_file) else { return Ok(None) };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(DemoStoreError::InUse { folder: folder.to_path_buf() }),
+        Err(TryLockError::Error(error)) => Err(failed(&key_file, "lock")(error)),
+    }
 }
 
 /// Adds paths to the demo's store.
@@ -252,6 +275,20 @@ impl Maker<'_> {
     }
 }
 
+/// Whether nothing is in the folder but what is there before the key is: what is a person's own must not be written over,
+/// nor removed with the demo.
+fn is_fresh(folder: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        if ![PUBLIC_KEY_FILE, NEW_KEY_FILE]
+            .iter()
+            .any(|name| entry.as_ref().is_ok_and(|entry| entry.file_name() == *name))
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn settings(folder: &Path) -> Result<Settings, DemoStoreError> {
     let state_dir = folder.join("nix/var/nix");
     Ok(Settings {
@@ -274,7 +311,7 @@ fn open_or_make_key(file: &Path, public: &Path) -> Result<SecretKey, DemoStoreEr
     let key = SecretKey::generate(KEY_NAME).map_err(damaged)?;
     fs::write(public, key.public().to_string()).map_err(failed(public, "write"))?;
     // Under another name until it is whole: a half-written key would never be made again.
-    let half_made = file.with_extension("new");
+    let half_made = file.with_file_name(NEW_KEY_FILE);
     let write = || {
         let mut out = File::options().write(true).create(true).truncate(true).mode(0o600).open(&half_made)?;
         out.set_permissions(Permissions::from_mode(0o600))?;

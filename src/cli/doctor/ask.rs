@@ -1,5 +1,6 @@
 //! Asking a cache over HTTP, and what is said of a cache that cannot be asked.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::net::ToSocketAddrs as _;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use ureq::http::{HeaderMap, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use super::certificate;
 use super::client;
 use super::finding::{CertificateReason, Reach};
 use crate::limits;
@@ -33,7 +35,9 @@ pub struct Cache {
     patience: Duration,
     /// Whether it is told that these are looks, which are not to count as a client's asking.
     is_own: bool,
-    agent: Agent,
+    /// The text of `authorities`.
+    roots: Vec<u8>,
+    agent: RefCell<Agent>,
 }
 
 /// An answer of the cache; its body is still to come.
@@ -83,7 +87,8 @@ impl Cache {
             authorities: authorities.map(Path::to_owned),
             patience,
             is_own: false,
-            agent: agent(tls(&roots, true), patience),
+            agent: RefCell::new(agent(tls(&roots, true), patience)),
+            roots,
             url: bare,
         })
     }
@@ -99,7 +104,8 @@ impl Cache {
     /// # Errors
     /// Where it does not.
     pub fn resolve(&self) -> Result<(), Reach> {
-        let proxy = self.agent.config().proxy();
+        let agent = self.agent.borrow();
+        let proxy = agent.config().proxy();
         if proxy.is_some_and(|proxy| self.url.parse().is_ok_and(|url| !proxy.is_no_proxy(&url))) {
             return Ok(());
         }
@@ -121,30 +127,37 @@ impl Cache {
             (true, false) => "?look",
             (true, true) => "&look",
         };
-        let request = self.agent.get(format!("{}/{target}{mark}", self.url));
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        match request.call() {
-            Ok(answer) => {
-                let (parts, body) = answer.into_parts();
-                Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body })
+        let call = || {
+            let request = self.agent.borrow().get(format!("{}/{target}{mark}", self.url));
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).call()
+        };
+        let answer = match call() {
+            Err(error) if tls_error(&error).is_some_and(certificate::is_of_authority) => {
+                self.trust_itself()?;
+                call()
             }
-            Err(error) => Err(self.trouble(error)),
-        }
+            answer => answer,
+        };
+        let (parts, body) = answer.map_err(|error| self.trouble(error))?.into_parts();
+        Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body })
+    }
+
+    /// From now on takes the certificate that is an authority's, if the client does.
+    fn trust_itself(&self) -> Result<(), Reach> {
+        let looked = certificate::is_itself_trusted(&self.host, self.port, &self.roots, self.patience);
+        looked.map_err(|error| self.trouble(ureq::Error::Io(error)))?;
+        // That it is the one has been seen; an agent cannot be told to take this one alone. Nothing is told to it that others
+        // may not know.
+        *self.agent.borrow_mut() = agent(tls(&[], false), self.patience);
+        Ok(())
     }
 
     fn trouble(&self, error: ureq::Error) -> Reach {
         let (host, port) = (self.host.clone(), self.port);
         let late = || format!("nothing came within {} s", self.patience.as_secs());
-        let error = match error {
-            ureq::Error::Rustls(error) => return self.refused_by_tls(&error),
-            ureq::Error::Io(error) => {
-                match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                    Some(error) => return self.refused_by_tls(error),
-                    None => ureq::Error::Io(error),
-                }
-            }
-            error => error,
-        };
+        if let Some(error) = tls_error(&error) {
+            return self.refused_by_tls(error);
+        }
         match error {
             ureq::Error::HostNotFound => Reach::NameUnknown { host, reason: "it has no address".to_owned() },
             ureq::Error::Timeout(_) => Reach::NoAnswer { host, port, reason: late() },
@@ -179,15 +192,24 @@ impl Cache {
         let (host, port) = (self.host.clone(), self.port);
         let reason = match error {
             rustls::Error::InvalidMessage(_) => return Reach::NotTls { host, port },
-            rustls::Error::InvalidCertificate(error) => certificate(error),
+            rustls::Error::InvalidCertificate(error) => reason(error),
             error => return Reach::NotHttp { host, port, reason: error.to_string() },
         };
         let authorities = self.authorities.as_ref().map(|file| file.display().to_string());
-        Reach::Certificate { host, reason, authorities }
+        Reach::Certificate { host, port, reason, authorities }
     }
 }
 
-fn certificate(error: &CertificateError) -> CertificateReason {
+/// What TLS had against it, if it was that.
+fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
+fn reason(error: &CertificateError) -> CertificateReason {
     match error {
         CertificateError::UnknownIssuer => CertificateReason::Authority,
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => CertificateReason::Expired,
@@ -197,6 +219,8 @@ fn certificate(error: &CertificateError) -> CertificateReason {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             CertificateReason::Name
         }
+        // The wrapping is for programmers.
+        CertificateError::Other(cause) => CertificateReason::Other { text: cause.0.to_string() },
         error => CertificateReason::Other { text: error.to_string() },
     }
 }
@@ -248,9 +272,9 @@ mod tests {
 
     #[test]
     fn certificates_are_refused_for_a_reason() {
-        assert_eq!(certificate(&CertificateError::UnknownIssuer), CertificateReason::Authority);
-        assert_eq!(certificate(&CertificateError::NotValidYet), CertificateReason::NotYetValid);
-        let other = certificate(&CertificateError::Revoked);
+        assert_eq!(reason(&CertificateError::UnknownIssuer), CertificateReason::Authority);
+        assert_eq!(reason(&CertificateError::NotValidYet), CertificateReason::NotYetValid);
+        let other = reason(&CertificateError::Revoked);
         assert!(matches!(other, CertificateReason::Other { .. }) && !other.to_string().is_empty());
     }
 }

@@ -26,6 +26,10 @@ pub struct Client {
     restriction: Option<Restriction>,
     /// The store directory.
     pub store_dir: String,
+    /// Where its files are.
+    pub real_store: PathBuf,
+    /// What Nix said where it refuses its settings.
+    refusal: Option<String>,
     /// Where its settings are changed.
     pub place: Place,
     /// How the settings became known, in words.
@@ -54,18 +58,28 @@ impl Client {
         if let Some(text) = env("NIX_CONFIG") {
             all.apply(&text, &|file| std::fs::read_to_string(file).ok());
         }
-        let shown = ["config show", "show-config"].into_iter().find_map(shown_by_nix);
+        // Each of them is what the other is called in other Nixes.
+        let answers = ["config show", "show-config"].map(shown_by_nix);
+        let mut refusal = answers.iter().find_map(|answer| answer.as_ref().err().cloned().flatten());
+        let shown = answers.into_iter().find_map(Result::ok);
         let (settings, source) = match (shown, &text) {
-            (Some((settings, command)), _) => (settings, format!("nix {command}")),
+            (Some((settings, command)), _) => {
+                refusal = None;
+                (settings, format!("nix {command}"))
+            }
             (None, Some(_)) => (all, file.display().to_string()),
             (None, None) if env("NIX_CONFIG").is_some() => (all, "$NIX_CONFIG".to_owned()),
             (None, None) => return None,
         };
         let restriction = restriction(&settings, system, env);
+        let store_dir = env("NIX_STORE_DIR").unwrap_or_else(|| "/nix/store".to_owned());
+        let (store_dir, real_store) = store(settings.text("store").unwrap_or("auto"), store_dir);
         Some(Self {
             settings,
             restriction,
-            store_dir: env("NIX_STORE_DIR").unwrap_or_else(|| "/nix/store".to_owned()),
+            store_dir,
+            real_store,
+            refusal,
             place: Place::of(&file, &text.unwrap_or_default()),
             source,
         })
@@ -125,6 +139,8 @@ impl Client {
     /// `others` what other substituters answered for theirs.
     pub fn listing(&self, url: &str, priority: Option<i64>, others: &[(String, i64)]) -> Vec<Finding> {
         let (_, mut findings) = self.keys();
+        findings
+            .extend(self.refusal.iter().map(|message| Listing::Refused { message: message.clone() }.into()));
         if !self.settings.is_on("substitute") {
             findings.push(Listing::SubstituteOff.into());
         }
@@ -178,12 +194,39 @@ pub fn authorities(env: Env<'_>) -> Option<PathBuf> {
     named.or_else(|| usual.into_iter().map(PathBuf::from).find(|file| file.exists()))
 }
 
-fn shown_by_nix(words: &'static str) -> Option<(Settings, &'static str)> {
+/// The settings as Nix shows them, and by which command; or what Nix has against them, where it is that.
+fn shown_by_nix(words: &'static str) -> Result<(Settings, &'static str), Option<String>> {
     let mut command = Command::new("nix");
     command.args(["--extra-experimental-features", "nix-command"]).args(words.split(' '));
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    let settings = Settings::shown(std::str::from_utf8(&output.stdout).ok()?);
-    (output.status.success() && settings.text("store").is_some()).then_some((settings, words))
+    let output = command.stdin(Stdio::null()).output().map_err(|_| None)?;
+    let settings = Settings::shown(&String::from_utf8_lossy(&output.stdout));
+    match output.status.success() && settings.text("store").is_some() {
+        true => Ok((settings, words)),
+        false => Err(refusal(&String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// What Nix says it stopped at; nothing where it only does not know the command.
+fn refusal(said: &str) -> Option<String> {
+    let message = said.lines().find_map(|line| line.strip_prefix("error: "))?.trim();
+    (!message.contains("is not a recognised command")).then(|| message.to_owned())
+}
+
+/// The store directory, and where its files are, of the store that Nix's setting `store` names; `dir` is the directory
+/// where that does not say another.
+fn store(url: &str, dir: String) -> (String, PathBuf) {
+    let place = url.split('?').next().unwrap_or_default();
+    let named = |name| parameter(url, name).filter(|value| !value.is_empty());
+    let is_local = place == "local" || place.starts_with("local://") || place.starts_with('/');
+    if !is_local {
+        return (dir.clone(), dir.into());
+    }
+    let dir = named("store").map_or(dir, str::to_owned);
+    let root = Some(place.trim_start_matches("local").trim_start_matches("://"));
+    let root = root.filter(|root| !root.is_empty()).or_else(|| named("root"));
+    let below = |root: &str| Path::new(root).join(dir.trim_start_matches('/'));
+    let real = named("real").map(PathBuf::from).or_else(|| root.map(below));
+    (dir.clone(), real.unwrap_or_else(|| dir.into()))
 }
 
 /// What the daemon keeps from this user, if there is one and it does not trust the user.
@@ -267,6 +310,8 @@ mod tests {
             settings: of(own),
             restriction: system.map(|text| Restriction { user: "alice".to_owned(), system: of(text) }),
             store_dir: "/nix/store".to_owned(),
+            real_store: "/nix/store".into(),
+            refusal: None,
             place: Place::NixOs,
             source: String::new(),
         }
@@ -333,6 +378,29 @@ mod tests {
         assert_eq!(asked(set, 30, &[]), Some((30, 20)));
         assert_eq!(asked(behind, 30, &[("https://cache.nixos.org/".into(), 10)]), Some((30, 10)));
         assert_eq!(asked("substituters = http://cache.example:5000", 90, &[]), None, "there is no other");
+    }
+
+    #[test]
+    fn a_store_elsewhere_has_its_files_elsewhere() {
+        let of = |url: &str| store(url, "/nix/store".to_owned());
+        let at = |dir: &str, real: &str| (dir.to_owned(), PathBuf::from(real));
+        for url in ["auto", "daemon", "unix:///s", "local", "ssh://host?root=/x"] {
+            assert_eq!(of(url), at("/nix/store", "/nix/store"), "{url}");
+        }
+        for url in ["/x", "local?root=/x", "local:///x", "/x?priority=3"] {
+            assert_eq!(of(url), at("/nix/store", "/x/nix/store"), "{url}");
+        }
+        assert_eq!(of("local?store=/a/store"), at("/a/store", "/a/store"));
+        assert_eq!(of("local?store=/a/store&real=/b&root=/x"), at("/a/store", "/b"));
+    }
+
+    #[test]
+    fn what_nix_stops_at_is_told_apart_from_an_unknown_command() {
+        assert_eq!(refusal("error: 'config' is not a recognised command\nTry 'nix --help'"), None);
+        let said = "warning: x\nerror: illegal configuration line 'foo bar' in '/etc/nix/nix.conf'\nTry";
+        let expected = "illegal configuration line 'foo bar' in '/etc/nix/nix.conf'";
+        assert_eq!(refusal(said).as_deref(), Some(expected));
+        assert_eq!(refusal(""), None);
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub enum Finding {
     /// What is fetched does not come as it should.
     #[error(transparent)]
     Transfer(#[from] Transfer),
+    /// The server cannot do what its settings say.
+    #[error(transparent)]
+    Upkeep(#[from] Upkeep),
 }
 
 impl Finding {
@@ -46,6 +49,7 @@ impl Finding {
             Self::Listing(finding) => finding.remedy(place, url),
             Self::Trust(finding) => finding.remedy(place),
             Self::Transfer(finding) => finding.remedy(),
+            Self::Upkeep(finding) => finding.remedy(),
         }
     }
 }
@@ -76,6 +80,7 @@ pub enum Reach {
     #[error("the TLS certificate of {host} is not accepted: {reason}")]
     Certificate {
         host: String,
+        port: u16,
         #[serde(flatten)]
         reason: CertificateReason,
         authorities: Option<String>,
@@ -138,8 +143,8 @@ impl Reach {
                 "write http:// in the URL, or set tls_cert_path and tls_key_path on the server".into()
             }
             Self::WantsTls { .. } => "write https:// in the URL".into(),
-            Self::Certificate { reason, authorities, .. } => {
-                certificate_remedy(reason, authorities.as_deref(), place)
+            Self::Certificate { host, port, reason, authorities } => {
+                certificate_remedy(reason, authorities.as_deref(), &address(host, *port), place)
             }
             Self::Denied { .. } => {
                 "put login and password for this host into the file that `netrc-file` names \
@@ -162,16 +167,26 @@ impl Reach {
     }
 }
 
-fn certificate_remedy(reason: &CertificateReason, authorities: Option<&str>, place: &Place) -> String {
+fn certificate_remedy(
+    reason: &CertificateReason,
+    authorities: Option<&str>,
+    address: &str,
+    place: &Place,
+) -> String {
+    // Older Nixes know the variable alone.
+    let named = || {
+        let line = place.line("ssl-cert-file", "/path/to/authorities.pem");
+        format!("{line}; or by NIX_SSL_CERT_FILE in the daemon's environment, which every Nix knows")
+    };
     match (reason, authorities) {
         (CertificateReason::Authority, Some(file)) => format!(
-            "on the server, tls_cert_path must hold the whole chain (fullchain.pem); an authority of your \
+            "on the server, tls_cert_path must hold the whole chain (fullchain.pem); an authority or a certificate of your \
              own must be in this client's {file}, or in the file that is set {}",
-            place.line("ssl-cert-file", "/path/to/authorities.pem")
+            named()
         ),
         (CertificateReason::Authority, None) => format!(
             "this machine has no file of authorities: install ca-certificates, or name one {}",
-            place.line("ssl-cert-file", "/path/to/authorities.pem")
+            named()
         ),
         (CertificateReason::Expired, _) => {
             "renew it: the server reads tls_cert_path again by itself. Is this machine's clock right?".into()
@@ -181,7 +196,7 @@ fn certificate_remedy(reason: &CertificateReason, authorities: Option<&str>, pla
             "use a URL with a name that the certificate has, or issue one for this name".into()
         }
         (CertificateReason::Other { .. }, _) => {
-            "look at it: openssl s_client -connect HOST:PORT -showcerts".into()
+            format!("look at it: openssl s_client -connect {address} -showcerts")
         }
     }
 }
@@ -198,6 +213,9 @@ pub enum Listing {
         "the Nix daemon does not trust the user {user}, and ignores the substituters of {user}'s own settings"
     )]
     NotAllowed { user: String },
+    /// Nix stops at its own settings.
+    #[error("Nix itself refuses its settings, and does nothing until they are right: {message}")]
+    Refused { message: String },
     /// `substitute = false`
     #[error("this client fetches nothing: substitute = false")]
     SubstituteOff,
@@ -219,6 +237,10 @@ impl Listing {
                     place.line("extra-trusted-substituters", url),
                     place.line("extra-trusted-users", user)
                 )
+            }
+            Self::Refused { .. } => {
+                "correct what it names; what is said here of settings is read from the files without it"
+                    .into()
             }
             Self::SubstituteOff => place.line("substitute", "true"),
             Self::Priority { theirs, .. } => {
@@ -388,6 +410,32 @@ impl Transfer {
             }
         }
     }
+}
+
+/// The server cannot do what its settings say.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize)]
+#[serde(tag = "code", rename_all = "kebab-case")]
+pub enum Upkeep {
+    /// No cache can be where it is to be.
+    #[error("nothing can be kept in the cache_dir {dir}: {reason}")]
+    CacheDir { dir: String, reason: String },
+}
+
+impl Upkeep {
+    fn remedy(&self) -> String {
+        match self {
+            Self::CacheDir { .. } => {
+                "in the server's settings: cache_dir = a folder that the server may write to, or cache_max_size = 0 where \
+                 nothing is to be kept"
+                    .into()
+            }
+        }
+    }
+}
+
+/// Host and port as they stand in a URL.
+fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 fn alike_one(url: Option<&str>) -> String {

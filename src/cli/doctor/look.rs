@@ -1,9 +1,10 @@
 //! One look at a cache: what is asked of it, in which order, and what comes of it.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
 
 use super::ask::{Cache, Reply};
 use super::client::Client;
@@ -23,8 +24,21 @@ pub struct Look {
     pub findings: Vec<Finding>,
     /// What is as it should be, in words.
     pub seen: Vec<String>,
+    /// What is well for now and will not always be.
+    pub notes: Vec<Note>,
     /// What was not looked at, and why, in words.
     pub unseen: Vec<String>,
+    /// Whether so much was not that nobody can say that all is well.
+    pub is_partial: bool,
+}
+
+/// Something that is to be done some day, with the line to change.
+#[derive(Debug, Serialize)]
+pub struct Note {
+    /// What it is.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
 }
 
 /// What a cache says of itself.
@@ -238,28 +252,65 @@ fn best(found: &Found) -> Option<&(String, ParsedNarInfo)> {
 }
 
 fn look_at_keys(cache: &Cache, dir: &StoreDir, found: &Found, side: &Side<'_>, look: &mut Look) {
-    if found.is_empty() {
-        return;
-    }
     let shown = &shown_keys(cache);
     match side {
-        Side::Server { keys, .. } => look_at_own_keys(dir, found, keys, look),
+        Side::Server { keys, .. } => look_at_own_keys(dir, found, shown, keys, look),
         Side::Client(None) => {
             let signers = found.iter().filter_map(|(_, narinfo)| narinfo.verified_by(dir, shown));
             let mut keys: Vec<String> = signers.map(ToString::to_string).collect();
             keys.dedup();
+            look.is_partial = found.is_empty();
             look.unseen.push(format!(
                 "this machine has no Nix settings to compare with; a client must trust {}",
                 if keys.is_empty() { "the key that signs".to_owned() } else { keys.join(" or ") }
             ));
         }
         Side::Client(Some(client)) => match client.takes_unsigned(&cache.url) {
+            None if found.is_empty() => look_at_shown(client, shown, look),
             None => look_at_trust(dir, found, client, shown, look),
             Some(setting) => {
                 look.unseen.push(format!("this client takes whatever comes, signed or not: {setting}"));
             }
         },
     }
+}
+
+/// Whether the client trusts what the cache's page shows, where there is no signature to look at.
+fn look_at_shown(client: &Client, shown: &[PublicKey], look: &mut Look) {
+    let (trusted, _) = client.keys();
+    if shown.is_empty() {
+        look.is_partial = true;
+        look.unseen.push(
+            "whether this client trusts the key that signs: there was no signature to check, and the cache's page shows no key"
+                .to_owned(),
+        );
+    }
+    match trust::of_shown(shown, &trusted) {
+        Some(trust) => look.findings.push(heeded(trust, client).into()),
+        None => name_keys("its page shows the key", shown.iter(), &trusted, client, look),
+    }
+}
+
+/// Says of each key that the cache signs with whether this client trusts it; of some it does.
+fn name_keys<'k>(
+    what: &str,
+    keys: impl Iterator<Item = &'k PublicKey>,
+    trusted: &[PublicKey],
+    client: &Client,
+    look: &mut Look,
+) {
+    let (known, further): (Vec<_>, Vec<_>) = keys.partition(|key| trusted.contains(key));
+    let names: Vec<&str> = known.iter().map(|key| key.name()).collect();
+    if !names.is_empty() {
+        look.seen.push(format!("{what} {}, which this client trusts", names.join(", ")));
+    }
+    look.notes.extend(further.into_iter().map(|key| Note {
+        message: format!(
+            "it signs with {} too, which this client does not trust and must before the other goes: {key}",
+            key.name()
+        ),
+        remedy: client.place.line("extra-trusted-public-keys", &key.to_string()),
+    }));
 }
 
 /// Whether the client takes what was found.
@@ -269,28 +320,24 @@ fn look_at_trust(dir: &StoreDir, found: &Found, client: &Client, shown: &[Public
         (path.clone(), trust::judge(narinfo, dir, &trusted, shown))
     };
     let verdicts: Vec<(String, Verdict)> = found.iter().map(verdict).collect();
-    let name = |(_, verdict): &(String, Verdict)| match verdict {
-        Verdict::Trusted(name) => Some(name.clone()),
-        _ => None,
+    let has_taken = |key: &&PublicKey| {
+        verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Trusted(name) if name == key.name()))
     };
-    let names: BTreeSet<String> = verdicts.iter().filter_map(name).collect();
-    let names = names.into_iter().collect::<Vec<_>>().join(", ");
+    let mut keys: Vec<&PublicKey> = trusted.iter().filter(has_taken).collect();
     let refused = trust::sum_up(verdicts);
-    match (refused.is_empty(), names.is_empty()) {
-        (true, false) => {
-            look.seen.push(format!("what it serves is signed by {names}, which this client trusts"));
-            let further = |key: &&PublicKey| !trusted.contains(key) && signs(dir, found, key);
-            look.seen.extend(shown.iter().filter(further).map(|key| {
-                format!(
-                    "it signs with a further key, which this client does not trust and must before the other goes: {key}"
-                )
-            }));
-        }
-        (true, true) => look.unseen.push(
+    if refused.is_empty() && keys.is_empty() {
+        look.unseen.push(
             "no signature could be checked: what was looked at is content-addressed and needs none"
                 .to_owned(),
-        ),
-        (false, _) => {}
+        );
+        look_at_shown(client, shown, look);
+    } else if refused.is_empty() {
+        for key in shown.iter().filter(|key| signs(dir, found, key)) {
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        name_keys("what it serves is signed by", keys.into_iter(), &trusted, client, look);
     }
     look.findings.extend(refused.into_iter().map(|trust| heeded(trust, client).into()));
 }
@@ -312,10 +359,15 @@ fn heeded(trust: Trust, client: &Client) -> Trust {
     }
 }
 
-/// Whether the running server signs with every key that its settings name.
-fn look_at_own_keys(dir: &StoreDir, found: &Found, keys: &[PublicKey], look: &mut Look) {
+/// Whether the running server signs with every key that its settings name, as far as signatures or else its page say.
+fn look_at_own_keys(dir: &StoreDir, found: &Found, shown: &[PublicKey], keys: &[PublicKey], look: &mut Look) {
+    if found.is_empty() && shown.is_empty() {
+        look.is_partial = true;
+        look.unseen.push("whether it signs: no path was looked at, and its page shows no key".to_owned());
+        return;
+    }
     for key in keys {
-        match signs(dir, found, key) {
+        match if found.is_empty() { shown.contains(key) } else { signs(dir, found, key) } {
             true => look.seen.push(format!("it signs with {key}")),
             false => look.findings.push(Trust::KeyNotInUse { key: key.to_string() }.into()),
         }

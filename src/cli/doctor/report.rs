@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::finding::Finding;
-use super::look::Look;
+use super::look::{Look, Note};
 use super::place::Place;
 
 /// A cache and what the look at it came to.
@@ -29,6 +29,10 @@ pub fn text(reports: &[Report], source: &str, place: &Place) -> String {
         for seen in &look.seen {
             put(format!("  well     {seen}"));
         }
+        for Note { message, remedy } in &look.notes {
+            put(format!("  note     {message}"));
+            put(format!("           → {remedy}"));
+        }
         for unseen in &look.unseen {
             put(format!("  unseen   {unseen}"));
         }
@@ -38,12 +42,14 @@ pub fn text(reports: &[Report], source: &str, place: &Place) -> String {
         }
     }
     let findings = || reports.iter().flat_map(|report| &report.look.findings);
+    let is_partial = reports.iter().any(|report| report.look.is_partial);
     put(match findings().count() {
+        0 if is_partial => "\nNothing is wrong in what was looked at; but not all could be.".to_owned(),
         0 => "\nNothing is wrong.".to_owned(),
         1 => "\nOne thing is wrong.".to_owned(),
         count => format!("\n{count} things are wrong."),
     });
-    if findings().any(Finding::is_of_client) {
+    if findings().any(Finding::is_of_client) || reports.iter().any(|report| !report.look.notes.is_empty()) {
         put(format!("After changing Nix's settings: {}.", place.afterwards()));
     }
     text
@@ -63,7 +69,9 @@ pub fn json(reports: &[Report], source: &str, place: &Place) -> Value {
             "url": url,
             "findings": look.findings.iter().map(finding).collect::<Vec<_>>(),
             "well": look.seen,
+            "notes": look.notes,
             "unseen": look.unseen,
+            "complete": !look.is_partial,
         })
     };
     json!({ "settings": source, "caches": reports.iter().map(cache).collect::<Vec<_>>() })

@@ -61,6 +61,13 @@ pub fn judge(narinfo: &ParsedNarInfo, dir: &StoreDir, trusted: &[PublicKey], sho
     }
 }
 
+/// What is wrong with the keys that a cache shows for a client that trusts the keys `trusted`, where nothing that they
+/// signed could be looked at; nothing where one is trusted, or none is shown.
+pub fn of_shown(shown: &[PublicKey], trusted: &[PublicKey]) -> Option<Trust> {
+    let is_well = shown.is_empty() || shown.iter().any(|key| trusted.contains(key));
+    (!is_well).then(|| not_own(&shown.iter().collect::<Vec<_>>(), trusted))
+}
+
 /// Of the cache's own keys, none is trusted.
 fn not_own(own: &[&PublicKey], trusted: &[PublicKey]) -> Trust {
     for key in own {

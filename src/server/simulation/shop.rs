@@ -104,6 +104,16 @@ pub(super) enum Wish {
     Served(usize),
     Absent,
     Put,
+    /// A HEAD for a NAR.
+    Head(usize),
+    /// By HTTP/1.0, asking to keep the connection or not.
+    Old {
+        keep: bool,
+    },
+    /// A GET with a body in chunks.
+    Chunked,
+    /// With `Connection: close`.
+    Last,
     /// Bytes that are no request: the connection closes after the answer.
     Nonsense,
 }
@@ -133,18 +143,34 @@ pub(super) fn request(wish: &Wish, goods: &[Good]) -> String {
         Wish::Listing(which) => get(format!("/{}.ls", goods[*which].path.hash())),
         Wish::Served(which) => get(format!("/serve/{}/small", goods[*which].path.hash())),
         Wish::Absent => get("/00000000000000000000000000000000.narinfo".into()),
+        Wish::Head(which) => {
+            let Good { path, digits, .. } = &goods[*which];
+            format!("HEAD /nar/{digits}.nar?hash={} HTTP/1.1\r\nHost: s\r\n\r\n", path.hash())
+        }
+        Wish::Old { keep: true } => "GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".into(),
+        Wish::Old { keep: false } => "GET /health HTTP/1.0\r\n\r\n".into(),
+        Wish::Chunked => {
+            let body = "5;x=y\r\nhello\r\n12\r\nGET / HTTP/1.1\r\n\r\n\r\n0\r\nA: b\r\n\r\n";
+            format!("GET /health HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n{body}")
+        }
+        Wish::Last => "GET /health HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n".into(),
         Wish::Put => "PUT /x HTTP/1.1\r\nHost: s\r\nContent-Length: 5\r\n\r\nhello".into(),
         Wish::Nonsense => "GET  /x\r\n\r\n".into(),
     }
 }
 
-/// The first answer in `bytes`: status, body, and length of both; `None` while it is not whole.
-pub(super) fn answer<'b>(bytes: &'b [u8], _wish: &Wish) -> Option<(u16, &'b [u8], usize)> {
+/// The first answer in `bytes`: status, body, and length of both; `None` while it is not whole. Of the answer to a HEAD,
+/// which has no body, the head is given.
+pub(super) fn answer<'b>(bytes: &'b [u8], wish: &Wish) -> Option<(u16, &'b [u8], usize)> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..end]).expect("a head is ASCII");
     let status = head[9..12].parse().expect("a status");
     let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).expect("a length");
     let length: usize = length.parse().expect("a number");
+    // A refusal is of no request that could be read, and has its body.
+    if matches!(wish, Wish::Head(_)) && status != 408 {
+        return Some((status, &bytes[..end], end));
+    }
     (bytes.len() >= end + length).then(|| (status, &bytes[end..end + length], end + length))
 }
 
@@ -158,7 +184,13 @@ pub(super) fn check(asked: &Asked, status: u16, body: &[u8], goods: &[Good]) -> 
         _ => expected(right && (which != FLICKERING || asked.seen[1])),
     };
     match &asked.wish {
-        Wish::Health => expected(status == 200 && body == b"OK\n"),
+        Wish::Health | Wish::Old { .. } | Wish::Chunked | Wish::Last => {
+            expected(status == 200 && body == b"OK\n")
+        }
+        Wish::Head(which) => {
+            let length = format!("\r\nContent-Length: {}\r\n", goods[*which].nar.len());
+            of(*which, status == 200 && String::from_utf8_lossy(body).contains(&length))
+        }
         Wish::Narinfo(which) => {
             let text = String::from_utf8_lossy(body);
             let path = format!("StorePath: /nix/store/{}\n", goods[*which].path);
