@@ -210,8 +210,9 @@ fn a_damaged_volume_is_noticed_before_its_first_use() {
     assert_eq!(flipped, 1, "the volume holds the file once");
     let server = cached(&store, cache.path()).start();
     assert!(server.get(&url).body == nar, "from the store");
-    // Behind it the pack is looked for, and the damage found.
-    wait_for(&server, "failed", 1);
-    assert_eq!(packs(&server, "found"), 0);
+    // Behind it the pack is looked for, the damage found and told, and another made.
+    wait_for(&server, "made", 1);
+    assert_eq!((packs(&server, "found"), packs(&server, "failed")), (0, 0));
+    assert!(server.log().contains("damaged at byte"), "{}", server.log());
     assert!(server.get(&url).body == nar, "never the flipped bit");
 }
