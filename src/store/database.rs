@@ -11,7 +11,7 @@
 //! **The look.** In WAL mode the header of the WAL index moves with every commit, and is in memory; else
 //! `PRAGMA data_version` does, on a connection that stays open. Both are blind on an immutable connection and to a
 //! file that was replaced, so each look also compares the file's identity, and any change of that opens the file anew.
-//! In WAL mode the identity is asked of the file itself where the system can hold one: see [`Held`].
+//! In WAL mode the identity is asked of the file itself where the system can hold one: see `Held`.
 //!
 //! The database file is never opened to be read but through SQLite: closing such a descriptor of one's own would drop
 //! every POSIX lock that this process's connections hold on it.
