@@ -97,6 +97,8 @@ struct Link {
     provisional: bool,
     /// What says that the identity is still the same.
     held: Option<Held>,
+    /// When it was last tried to hold on to them.
+    tried: Option<Instant>,
 }
 
 impl Link {
@@ -110,10 +112,17 @@ impl Link {
         if !self.has_wal || self.provisional {
             return;
         }
-        self.held = match self.held.take() {
+        let now = Instant::now();
+        let is_due = self.tried.is_none_or(|tried| now - tried >= limits::DATABASE_BY_NAME);
+        self.held = match self.held.take().filter(Held::unchanged) {
             // Looked up by name just now, which is all that it lacked.
-            Some(held) if held.unchanged() => Some(Held { named: Instant::now(), ..held }),
-            _ => Held::new(path, wal, &self.identity),
+            Some(held) => Some(Held { named: now, ..held }),
+            // Some files never can be, and one just written to not yet: that is not tried at each look.
+            None if is_due => {
+                self.tried = Some(now);
+                Held::new(path, wal, &self.identity)
+            }
+            None => None,
         };
     }
 
@@ -274,6 +283,7 @@ impl Database {
             opening: self.openings,
             provisional: false,
             held: None,
+            tried: None,
         })
     }
 
@@ -299,6 +309,7 @@ impl Database {
             opening: self.openings,
             provisional: false,
             held: None,
+            tried: None,
         })
     }
 
