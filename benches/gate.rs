@@ -37,9 +37,13 @@ const ROUNDS: u64 = 100;
 /// where inlining is decided anew by an unrelated change.
 const GROWTH_MAX: f64 = 0.03;
 
-/// The same, where the baseline was made by another compiler or for other instruction sets: still less than an
-/// allocation or a copy adds to the small cases.
+/// The same, where the baseline was made by another compiler or for other instruction sets, or the work is a library's:
+/// still less than an allocation or a copy adds to the small cases.
 const GROWTH_ELSEWHERE: f64 = 0.15;
+
+/// The case that is mostly the work of a library in assembly. What this project compiles of it varies by 3 % with how
+/// unrelated code was laid out: whether a buffer of the library's is zeroed before it is filled.
+const MOSTLY_A_LIBRARY: &str = "store/render and sign";
 
 /// Growth of no more than so many instructions is none: a case of fifty is a few registers saved or not. An allocation
 /// or a copy adds more.
@@ -126,7 +130,10 @@ fn cases(run: &mut dyn FnMut(&str, &mut dyn FnMut())) {
     });
 
     let (dir, keys, info) = signed();
-    run("store/render and sign", &mut || {
+    run("store/render", &mut || {
+        spent(Served::new(&dir, black_box(info.clone()), &[]));
+    });
+    run(MOSTLY_A_LIBRARY, &mut || {
         spent(Served::new(&dir, black_box(info.clone()), &keys));
     });
 
@@ -208,6 +215,7 @@ fn check() -> Result<bool, Error> {
             continue;
         };
         let change = now / before - 1.0;
+        let bound = if name == MOSTLY_A_LIBRARY { GROWTH_ELSEWHERE } else { bound };
         println!("{before:>12.1}  {now:>12.1}  {:>+6.1}%  {name}", change * 100.0);
         if change > bound && now - before > GROWTH_LEAST {
             grown.push(format!("{name}: {:+.1} %", change * 100.0));
@@ -217,10 +225,14 @@ fn check() -> Result<bool, Error> {
         baseline.keys().filter(|name| !counts.contains_key(*name)).map(|name| format!("{name}: is gone")),
     );
     if grown.is_empty() {
-        println!("No hot path has grown by more than {:.0} %.", bound * 100.0);
+        println!("No hot path has grown by more than what is allowed.");
         return Ok(true);
     }
-    eprintln!("\nHot paths that cost more than {:.0} % over the baseline:", bound * 100.0);
+    eprintln!(
+        "\nHot paths that cost more than {:.0} % over the baseline (where a library does most, {:.0} %):",
+        bound * 100.0,
+        GROWTH_ELSEWHERE * 100.0
+    );
     grown.iter().for_each(|line| eprintln!("  {line}"));
     eprintln!(
         "Where that is meant, run `scripts/gate --update` and commit benches/gate.txt with the reason."

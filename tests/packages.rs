@@ -52,6 +52,14 @@ fn the_debian_package_has_all_that_belongs_beside_the_program() {
     ] {
         assert!(fs::metadata(shared.join(file)).is_ok_and(|file| file.len() > 0), "{file}");
     }
+    let texts = shared.join("doc/harmonia/licenses.txt.gz");
+    let texts = lossy(&succeed(Command::new("gzip").args(["--decompress", "--stdout"]).arg(texts)));
+    for library in ["rustls ", "aws-lc-sys ", "zstd-sys ", "rusqlite ", "ed25519-dalek "] {
+        let at = texts.find(&format!("\n==== {library}")).expect(library);
+        let of_it = &texts[at + 5..];
+        let of_it = &of_it[..of_it.find("\n==== ").unwrap_or(of_it.len())];
+        assert!(of_it.contains("\n-- "), "{library}has no text");
+    }
     for name in ["harmonia", "harmonia-cache"] {
         let told = succeed(Command::new(root.join("usr/bin").join(name)).arg("--version"));
         assert_eq!(lossy(&told), format!("harmonia {}\n", env!("CARGO_PKG_VERSION")));

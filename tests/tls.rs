@@ -81,6 +81,20 @@ fn who_encrypts_is_said_once_and_is_the_kernel_where_it_can() {
 }
 
 #[test]
+fn who_speaks_http_without_tls_is_told_so() {
+    let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
+    authority.issue("server", ECDSA);
+    let server = authority.settings(&store, "server").start();
+    let told = authority.curl(&["--write-out", "%{http_code}"], &format!("http://{}/health", server.address));
+    let said = lossy(&told.stdout);
+    assert!(told.status.success() && said.contains("https://") && said.ends_with("400"), "{said}");
+    let long = format!("X-Long: {}", "x".repeat(20_000));
+    let told = authority.curl(&["--header", &long], &format!("http://{}/health", server.address));
+    assert!(lossy(&told.stdout).contains("https://"), "{}", lossy(&told.stderr));
+    assert!(authority.curl(&[], &format!("{}/health", secure(&server))).status.success());
+}
+
+#[test]
 fn only_http_1_1_is_offered() {
     let (store, authority) = (Store::new(Kind::Chroot), Authority::new());
     authority.issue("server", ECDSA);

@@ -90,7 +90,7 @@ impl Tls {
         let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
         connection.set_buffer_limit(Some(limits::TLS_BUFFER));
         let records = self.in_user_space.is_none().then(Records::default);
-        Ok(Session { connection, records })
+        Ok(Session { connection, records, is_heard: false })
     }
 }
 
@@ -151,7 +151,13 @@ pub(super) struct Session {
     connection: ServerConnection,
     /// How far the record in hand has been read, where the kernel is to take over after the handshake.
     records: Option<Records>,
+    /// Whether anything has come yet.
+    is_heard: bool,
 }
+
+/// What somebody is told who speaks HTTP without TLS.
+const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+    This port speaks TLS: begin its URL with https:// in place of http://.\n";
 
 impl Session {
     /// Reads until `into` is full or the socket is empty, as [`super::Io::read`] wants it; shakes hands on the way.
@@ -206,6 +212,10 @@ impl Session {
 
     /// Takes what the socket has, and answers what of it is for TLS itself; 0 is the socket's end.
     fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<usize> {
+        if !self.is_heard {
+            refuse_plain_http(socket)?;
+            self.is_heard = true;
+        }
         let count = self.connection.read_tls(&mut Wire(socket, self.records.as_mut()))?;
         let processed = self.connection.process_new_packets();
         // A handshake's few kilobytes always fit in an empty socket; what is said later and does not fit goes with
@@ -243,6 +253,27 @@ impl Session {
         // What the socket does not take now, nobody waits for.
         let _ = self.flush(socket);
     }
+}
+
+/// Tells a peer who begins with a letter, as methods of HTTP do and no record of TLS does, to speak TLS: the alert that
+/// rustls would send is noise to it.
+///
+/// # Errors
+/// `InvalidData` where it was told; `WouldBlock` where nothing has come.
+fn refuse_plain_http(socket: BorrowedFd<'_>) -> Result<()> {
+    let mut first = [0];
+    let (count, _) = rustix::net::recv(socket, &mut first, RecvFlags::PEEK)?;
+    if count == 0 || !first[0].is_ascii_uppercase() {
+        return Ok(());
+    }
+    // What is left unread at the close would be a reset, which overtakes the answer.
+    let mut request = [0; 4096];
+    while rustix::net::recv(socket, &mut request, RecvFlags::empty())
+        .is_ok_and(|(count, _)| count == request.len())
+    {}
+    // An empty socket takes so little at once; a peer that is gone needs no answer.
+    let _ = rustix::net::send(socket, SPEAK_TLS, NO_SIGNAL);
+    Err(io::Error::new(ErrorKind::InvalidData, "HTTP without TLS"))
 }
 
 /// The socket, as rustls wants it; read record by record where somebody else is to go on.

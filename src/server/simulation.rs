@@ -8,6 +8,7 @@
 mod shop;
 
 use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -802,10 +803,21 @@ fn simulation() {
         Some(seed) => seed..seed + 1,
         None => 0..number("HARMONIA_SEEDS").unwrap_or(SEEDS),
     };
-    let mut shop = Shop::new();
-    for seed in seeds {
-        let played =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Run::new(&mut shop, seed).play()));
-        assert!(played.is_ok(), "the seed was {seed}: HARMONIA_SEED={seed} cargo test simulation");
-    }
+    // Each core plays its share, in a shop of its own.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for first in 0..cores {
+            let seeds = seeds.clone().skip(first).step_by(cores);
+            scope.spawn(move || {
+                let mut shop = Shop::new();
+                for seed in seeds {
+                    let played = panic::catch_unwind(AssertUnwindSafe(|| Run::new(&mut shop, seed).play()));
+                    assert!(
+                        played.is_ok(),
+                        "the seed was {seed}: HARMONIA_SEED={seed} cargo test simulation"
+                    );
+                }
+            });
+        }
+    });
 }

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{Stat, fstat};
 
 use super::StoreError;
 use crate::io::{files, wal_index};
@@ -352,27 +353,11 @@ impl Database {
 /// [`limits::DATABASE_BY_NAME`]. Symbolic links are never held on to.
 struct Held {
     file: File,
-    was: FileState,
+    was: Stat,
     wal: File,
-    wal_was: WalState,
+    wal_was: Stat,
     /// When the names were last looked up.
     named: Instant,
-}
-
-/// What of the database file changes with any change of its name or its contents.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileState {
-    links: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-/// Of the log it matters whether it is there and whether it is empty; what it holds, the WAL index says.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct WalState {
-    links: u64,
-    empty: bool,
 }
 
 impl Held {
@@ -380,11 +365,12 @@ impl Held {
     /// change must show in its times.
     fn new(path: &Path, wal: &Path, identity: &Identity) -> Option<Self> {
         let (file, wal) = (files::hold(path).ok()?, files::hold(wal).ok()?);
+        // Before what is compared with the identity: a change between the two then shows at the next look.
+        let (was, wal_was) = (fstat(&file).ok()?, fstat(&wal).ok()?);
         let (metadata, wal_metadata) = (file.metadata().ok()?, wal.metadata().ok()?);
-        let now = Identity::of(&metadata, Some(&wal_metadata));
-        let was = FileState::of(&metadata);
-        let held = Self { file, was, wal, wal_was: WalState::of(&wal_metadata), named: Instant::now() };
-        (now == *identity && was.links > 0 && is_quiet(was.changed)).then_some(held)
+        let is_it = Identity::of(&metadata, Some(&wal_metadata)) == *identity && was.st_nlink > 0;
+        let is_quiet = is_quiet((metadata.ctime(), metadata.ctime_nsec()));
+        (is_it && is_quiet).then(|| Self { file, was, wal, wal_was, named: Instant::now() })
     }
 
     fn stands(&self) -> bool {
@@ -392,26 +378,22 @@ impl Held {
     }
 
     fn unchanged(&self) -> bool {
-        self.file.metadata().is_ok_and(|metadata| FileState::of(&metadata) == self.was)
-            && self.wal.metadata().is_ok_and(|metadata| WalState::of(&metadata) == self.wal_was)
+        fstat(&self.file).is_ok_and(|now| is_same_file(&now, &self.was))
+            && fstat(&self.wal).is_ok_and(|now| is_same_log(&now, &self.wal_was))
     }
 }
 
-impl FileState {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            links: metadata.nlink(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
+/// Whether all of the database file is as it was that changes with any change of its name or its contents.
+fn is_same_file(now: &Stat, was: &Stat) -> bool {
+    now.st_nlink == was.st_nlink
+        && now.st_size == was.st_size
+        && (now.st_mtime, now.st_mtime_nsec) == (was.st_mtime, was.st_mtime_nsec)
+        && (now.st_ctime, now.st_ctime_nsec) == (was.st_ctime, was.st_ctime_nsec)
 }
 
-impl WalState {
-    fn of(metadata: &Metadata) -> Self {
-        Self { links: metadata.nlink(), empty: metadata.size() == 0 }
-    }
+/// Whether the log is there as it was, and as empty; what it holds, the WAL index says.
+fn is_same_log(now: &Stat, was: &Stat) -> bool {
+    now.st_nlink == was.st_nlink && (now.st_size == 0) == (was.st_size == 0)
 }
 
 /// Whether a plain open failed for want of a `-wal` and `-shm` that this user may not make.

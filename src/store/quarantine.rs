@@ -304,7 +304,7 @@ impl Quarantine {
     fn look(&mut self) {
         let healed: Vec<_> = self.marks.values().filter(|mark| !self.holds(mark)).cloned().collect();
         for mark in &healed {
-            tracing::info!(path = %mark.path, "no longer quarantined: another tree is in its place, or none");
+            tracing::info!(path = %mark.path, "no longer quarantined: the path was replaced or deleted since");
             self.drop_mark(mark);
         }
         if self.follow_folder() || !healed.is_empty() {
