@@ -82,7 +82,8 @@ pub(super) struct Database {
     wal: PathBuf,
     /// `<path>-journal`.
     journal: PathBuf,
-    link: Option<Link>,
+    /// Boxed, since each use takes it out and puts it back.
+    link: Option<Box<Link>>,
     openings: u64,
 }
 
@@ -234,7 +235,7 @@ impl Database {
             Some(link) if link.identity == identity && !link.provisional => link,
             old => {
                 drop(old);
-                self.open(identity)?
+                Box::new(self.open(identity)?)
             }
         };
         link.hold(&self.path, &self.wal);
