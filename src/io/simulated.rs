@@ -335,6 +335,7 @@ impl Io for Net {
         let state = &mut *self.0.borrow_mut();
         let link = &mut state.links[*socket];
         let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
+        assert!(parts.iter().all(|part| !part.is_empty()), "an empty part costs as much as a full one");
         link.take(&mut state.dice, &parts.concat())
     }
 

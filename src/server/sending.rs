@@ -58,15 +58,16 @@ impl<I: Io> Worker<I> {
                 Body::Bytes(bytes) => &bytes[..],
                 _ => &[],
             };
-            let count =
-                match self.io.write(&mut seat.socket, &[IoSlice::new(head), IoSlice::new(bytes)], false) {
-                    Ok(count) => count,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        seat.writable = false;
-                        0
-                    }
-                    Err(_) => return self.gone(key, account),
-                };
+            let parts = [IoSlice::new(head), IoSlice::new(bytes)];
+            let parts = if bytes.is_empty() { &parts[..1] } else { &parts };
+            let count = match self.io.write(&mut seat.socket, parts, false) {
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    seat.writable = false;
+                    0
+                }
+                Err(_) => return self.gone(key, account),
+            };
             self.metrics.sent(count as u64);
             seat.connection.sent(count as u64);
             if count == head.len() + bytes.len() {
