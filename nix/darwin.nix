@@ -22,6 +22,9 @@ in
   config = lib.mkIf cfg.enable {
     assertions = common.assertions keys;
 
+    # Its other commands: `harmonia pin`, `keys rotate`, `reload`, `doctor`.
+    environment.systemPackages = [ cfg.package ];
+
     launchd.daemons.harmonia.serviceConfig = {
       Label = "org.nixos.harmonia";
       # The program is in the store, which may be a volume that is mounted later at a start of the machine: a job whose

@@ -209,6 +209,12 @@ fn a_server_without_a_key_or_with_one_that_all_may_read_is_refused() {
         assert!(said.contains("lies in the Nix store"), "{said}");
         let set = "{ services.harmonia = { enable = true; signKeyPath = \"/k\"; }; }";
         assert_eq!(assertions_fail(module, set), "");
+        let packages = &evaluate(module, set, "config")["environment"]["systemPackages"];
+        assert_eq!(
+            *packages,
+            serde_json::json!(["/package"]),
+            "the commands that the pages name are at hand"
+        );
         assert_eq!(
             evaluate(module, "{ }", "config"),
             serde_json::json!({}),
