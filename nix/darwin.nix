@@ -22,9 +22,17 @@ in
   config = lib.mkIf cfg.enable {
     assertions = common.assertions keys;
 
+    # Its other commands: `harmonia pin`, `keys rotate`, `reload`, `doctor`.
+    environment.systemPackages = [ cfg.package ];
+
     launchd.daemons.harmonia.serviceConfig = {
       Label = "org.nixos.harmonia";
+      # The program is in the store, which may be a volume that is mounted later at a start of the machine: a job whose
+      # program is not there is put aside and not tried again. (No ampersand: some versions write it as it is.)
       ProgramArguments = [
+        "/bin/sh"
+        "-c"
+        "/bin/wait4path /nix/store; exec \"$0\" \"$@\""
         (lib.getExe cfg.package)
         "serve"
         "--config"

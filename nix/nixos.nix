@@ -62,6 +62,9 @@ in
       }
     ];
 
+    # Its other commands: `harmonia pin`, `keys rotate`, `reload`, `doctor`.
+    environment.systemPackages = [ cfg.package ];
+
     # The daemon holds the roots of what is being sent, where it lets this user ask; as nixpkgs' own module has it.
     nix.settings.extra-allowed-users = [ "harmonia" ];
 

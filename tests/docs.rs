@@ -109,6 +109,8 @@ fn the_property_list_is_one_and_the_modules() {
     for key in ["RunAtLoad", "KeepAlive"] {
         assert!(list[key] == true && module.contains(&format!("{key} = true;")), "{key}");
     }
+    let waits = list["ProgramArguments"][2].as_str().expect("a text").replace('"', "\\\"");
+    assert!(module.contains(&format!("\"{waits}\"")), "{waits}");
     for key in ["SoftResourceLimits", "HardResourceLimits"] {
         let files = &list[key]["NumberOfFiles"];
         assert!(module.contains(&format!("files.NumberOfFiles = {files};")), "{key}: {files}");

@@ -152,6 +152,15 @@ fn transfers_that_cannot_be_resumed_are_told() {
     });
     has(told.only("encoded"), "message", &["Content-Encoding: gzip", "begins anew"]);
     assert!(told.cache()["well"].to_string().contains(&case.path), "the NAR was checked all the same");
+
+    // The server itself does it where it is told to.
+    let case = Case::with(|settings| settings.line("transport_compression = true"));
+    let told = case.client_of(&case.server.url()).json(&[&case.server.url()]);
+    has(
+        told.only("encoded"),
+        "remedy",
+        &["gzip off", "`transport_compression` in the server's own settings"],
+    );
 }
 
 #[test]

@@ -183,8 +183,17 @@ fn launchd_gets_label_logs_descriptors_and_settings() {
     }
     let arguments: Vec<&str> =
         daemon["ProgramArguments"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
-    assert_eq!(arguments[..3], ["/package/bin/harmonia", "serve", "--config"]);
-    let read = read_settings(arguments[3], &[]);
+    // The store may be mounted after launchd begins: a job whose program is missing then is not tried again.
+    let [shell, option, script, program, command, config, settings] = arguments[..] else {
+        panic!("{arguments:?}")
+    };
+    assert_eq!([shell, option, program], ["/bin/sh", "-c", "/package/bin/harmonia"]);
+    assert_eq!([command, config], ["serve", "--config"]);
+    let waiting = script.strip_prefix("/bin/wait4path /nix/store;").expect("it waits first");
+    let mut shell = Command::new(shell);
+    let said = succeed(shell.args([option, waiting, "echo", command, config, settings]));
+    assert_eq!(lossy(&said).trim_end(), format!("serve --config {settings}"), "then it is the program");
+    let read = read_settings(settings, &[]);
     assert_eq!(read.workers.get(), 8);
     assert_eq!(read.sign_key_paths, [Path::new("/etc/harmonia.secret")]);
     assert_eq!(read.bind, [Bind::Tcp { host: "0.0.0.0".to_owned(), port: 5000 }]);
@@ -200,6 +209,12 @@ fn a_server_without_a_key_or_with_one_that_all_may_read_is_refused() {
         assert!(said.contains("lies in the Nix store"), "{said}");
         let set = "{ services.harmonia = { enable = true; signKeyPath = \"/k\"; }; }";
         assert_eq!(assertions_fail(module, set), "");
+        let packages = &evaluate(module, set, "config")["environment"]["systemPackages"];
+        assert_eq!(
+            *packages,
+            serde_json::json!(["/package"]),
+            "the commands that the pages name are at hand"
+        );
         assert_eq!(
             evaluate(module, "{ }", "config"),
             serde_json::json!({}),

@@ -173,19 +173,25 @@ impl Cache {
         }
     }
 
-    /// What does not answer a plain request may want TLS: that is tried.
+    /// What does not answer a plain request may want TLS.
     fn no_http(&self, reason: String) -> Reach {
-        let (host, port) = (self.host.clone(), self.port);
+        self.wants_tls().unwrap_or_else(|| Reach::NotHttp {
+            host: self.host.clone(),
+            port: self.port,
+            reason,
+        })
+    }
+
+    /// The finding that it speaks TLS, where the URL says http and that is so: it is tried.
+    pub fn wants_tls(&self) -> Option<Reach> {
         if self.is_secure {
-            return Reach::NotHttp { host, port, reason };
+            return None;
         }
         // Whoever it is: nothing is told to it, and nothing it says is believed.
         let agent = agent(tls(&[], false), self.patience);
         let secure = self.url.replacen("http", "https", 1);
-        match agent.get(format!("{secure}/nix-cache-info")).call() {
-            Ok(_) => Reach::WantsTls { host, port },
-            Err(_) => Reach::NotHttp { host, port, reason },
-        }
+        agent.get(format!("{secure}/nix-cache-info")).call().ok()?;
+        Some(Reach::WantsTls { host: self.host.clone(), port: self.port })
     }
 
     fn refused_by_tls(&self, error: &rustls::Error) -> Reach {

@@ -386,8 +386,9 @@ impl Transfer {
             }
             Self::BadAnswer { .. } => "the server's log says why".into(),
             Self::Encoded { .. } => {
-                "switch off compression of answers in the proxy before the server (nginx: \
-                 gzip off; Caddy: no encode); compress with `compression = \"zstd\"` in the server's settings"
+                "switch off compression of answers in the proxy before the server (nginx: gzip off; Caddy: no \
+                 encode), or `transport_compression` in the server's own settings; compress with \
+                 `compression = \"zstd\"` there"
                     .into()
             }
             Self::NotResumable { .. } => {

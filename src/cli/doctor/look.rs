@@ -88,7 +88,12 @@ fn cache_info(cache: &Cache, look: &mut Look) -> Result<Info, Reach> {
     match reply.status {
         200 => {}
         status @ (401 | 403 | 407) => return Err(Reach::Denied { status }),
-        status => return Err(no_cache(format!("it answers {status} for /nix-cache-info"))),
+        status => {
+            let reason = format!("it answers {status} for /nix-cache-info");
+            // What speaks TLS may answer that much without it: this server does, and nginx.
+            let secure = if status == 400 { cache.wants_tls() } else { None };
+            return Err(secure.unwrap_or_else(|| no_cache(reason)));
+        }
     }
     look.findings.extend(clock_skew(&reply, SystemTime::now()).map(Finding::from));
     let text = reply.text().map_err(|error| no_cache(error.to_string()))?;

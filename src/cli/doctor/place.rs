@@ -40,11 +40,15 @@ impl Place {
             Self::NixDarwin => {
                 format!("in the nix-darwin configuration: nix.settings.{name} = {};", quoted())
             }
-            Self::Determinate(file) => format!(
-                "in {}: {name} = {value} (with nix-darwin: determinate-nix.customSettings.{name} = {};)",
-                file.display(),
-                quoted()
-            ),
+            Self::Determinate(file) => {
+                let line = format!("in {}: {name} = {value}", file.display());
+                match determinate_value(name, value) {
+                    Some(quoted) => {
+                        format!("{line} (with nix-darwin: determinate-nix.customSettings.{name} = {quoted};)")
+                    }
+                    None => line,
+                }
+            }
         }
     }
 
@@ -65,10 +69,24 @@ impl Place {
     }
 }
 
+/// A text in the Nix language.
+fn text(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
+}
+
+/// A setting's value for Determinate's module for nix-darwin, where that takes the setting. It writes a list into its file as
+/// JSON, which Nix does not read there as words: so the line's text.
+fn determinate_value(name: &str, value: &str) -> Option<String> {
+    match (name, value) {
+        // Determinate's own daemon sees to it, and its module refuses it.
+        ("ssl-cert-file", _) => None,
+        (_, "true" | "false") => Some(value.to_owned()),
+        _ => Some(text(value)),
+    }
+}
+
 /// A setting's value in the Nix language: settings that take several words are lists there.
 fn nix_value(name: &str, value: &str) -> String {
-    let text =
-        |word: &str| format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"));
     match (name, value) {
         (_, "true" | "false") => value.to_owned(),
         ("ssl-cert-file", _) => text(value),
@@ -99,9 +117,12 @@ mod tests {
             determinate.starts_with("in /etc/nix/nix.custom.conf: extra-substituters = http://a http://b (")
         );
         assert!(
-            determinate.contains("determinate-nix.customSettings.extra-substituters = [ "),
+            determinate
+                .contains("determinate-nix.customSettings.extra-substituters = \"http://a http://b\";)"),
             "{determinate}"
         );
+        let custom = Place::of(file, "!include nix.custom.conf\n").line("ssl-cert-file", "/a");
+        assert_eq!(custom, "in /etc/nix/nix.custom.conf: ssl-cert-file = /a", "that module refuses it");
         assert_eq!(
             Place::of(file, nixos).line("substitute", "true"),
             "in the NixOS configuration: nix.settings.substitute = true;"

@@ -149,12 +149,14 @@ fn server(toml: &str, nix: &str) -> String {
     )
 }
 
-/// The clients' settings; `conf` is the keys as nix.conf lists them, `nix` the words of a list.
+/// The clients' settings; `conf` is the keys as nix.conf lists them, `nix` the words of a list. Determinate's module writes
+/// a list into its file as JSON, which Nix does not read there as keys: it gets the line's text.
 fn clients(conf: &str, nix: &str) -> String {
+    let text = quoted(conf);
     format!(
         "     nix.conf:               extra-trusted-public-keys = {conf}\n     \
          or NixOS, nix-darwin:   nix.settings.extra-trusted-public-keys = [ {nix} ];\n     \
-         or Determinate's Nix:   determinate-nix.customSettings.extra-trusted-public-keys = [ {nix} ];\n     \
+         or Determinate's Nix:   determinate-nix.customSettings.extra-trusted-public-keys = {text};\n     \
          or our client module:   services.harmonia-client.caches.<name>.publicKeys = [ {nix} ];\n"
     )
 }
@@ -213,6 +215,7 @@ mod tests {
             "services.harmonia.signKeyPaths = [ \"/etc/nix/k-1.secret\" \"/etc/nix/k-2.secret\" ];\n",
             &format!(" extra-trusted-public-keys = {old} {new}\n"),
             &format!("publicKeys = [ \"{old}\" \"{new}\" ];\n"),
+            &format!("customSettings.extra-trusted-public-keys = \"{old} {new}\";\n"),
             "not before Tue, 06 Dec 1994",
             "sign_key_paths = [\"/etc/nix/k-2.secret\"]\n",
             &format!(" extra-trusted-public-keys = {new}\n"),
