@@ -24,6 +24,8 @@ in
 
     # Its other commands: `harmonia pin`, `keys rotate`, `reload`, `doctor`.
     environment.systemPackages = [ cfg.package ];
+    # Where they look for settings, so that they mean the same folders as the server.
+    environment.etc."harmonia/settings.toml".source = common.settingsFile settings;
 
     launchd.daemons.harmonia.serviceConfig = {
       Label = "org.nixos.harmonia";

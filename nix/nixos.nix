@@ -64,6 +64,8 @@ in
 
     # Its other commands: `harmonia pin`, `keys rotate`, `reload`, `doctor`.
     environment.systemPackages = [ cfg.package ];
+    # Where they look for settings, so that they mean the same folders as the server.
+    environment.etc."harmonia/settings.toml".source = common.settingsFile settings;
 
     # The daemon holds the roots of what is being sent, where it lets this user ask; as nixpkgs' own module has it.
     nix.settings.extra-allowed-users = [ "harmonia" ];

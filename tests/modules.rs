@@ -209,12 +209,19 @@ fn a_server_without_a_key_or_with_one_that_all_may_read_is_refused() {
         assert!(said.contains("lies in the Nix store"), "{said}");
         let set = "{ services.harmonia = { enable = true; signKeyPath = \"/k\"; }; }";
         assert_eq!(assertions_fail(module, set), "");
-        let packages = &evaluate(module, set, "config")["environment"]["systemPackages"];
+        let config = evaluate(module, set, "config");
+        let environment = &config["environment"];
         assert_eq!(
-            *packages,
+            environment["systemPackages"],
             serde_json::json!(["/package"]),
             "the commands that the pages name are at hand"
         );
+        let for_commands = &environment["etc"]["harmonia/settings.toml"]["source"];
+        let for_server = match module {
+            "nixos.nix" => &config["systemd"]["services"]["harmonia"]["environment"]["CONFIG_FILE"],
+            _ => &config["launchd"]["daemons"]["harmonia"]["serviceConfig"]["ProgramArguments"][6],
+        };
+        assert!(for_server.is_string() && for_commands == for_server, "{for_commands} and {for_server}");
         assert_eq!(
             evaluate(module, "{ }", "config"),
             serde_json::json!({}),
