@@ -40,6 +40,20 @@ fn nothing_is_logged_unless_asked_for() {
 }
 
 #[test]
+fn lines_that_cannot_be_written_are_counted_and_told_of() {
+    let store = Store::new(Kind::Chroot);
+    let server = Settings::of(&store)
+        .line("request_log = \"text\"")
+        .through(&["sh", "-c", "exec \"$0\" \"$@\" >/dev/full"])
+        .start();
+    assert_eq!(server.get("/health").status, 200);
+    wait_until("what is lost to be told", LIMIT, || {
+        server.log().contains("1 requests were not logged: standard output: No space left on device")
+    });
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
 fn a_line_of_text_has_what_happened() {
     let store = Store::new(Kind::Chroot);
     let path = store.add("logged", |tree| write(tree.join("large"), noise(1, 20_000_000)));

@@ -45,17 +45,26 @@ fn write_all(records: &Receiver<Record>, lost: &AtomicU64, form: LineForm) {
     while let Some(record) = records.recv() {
         lines.clear();
         write_line(&record, form, &mut lines);
+        let mut count = 1;
         while lines.len() < limits::LOG_PART
             && let Some(record) = records.try_recv()
         {
             write_line(&record, form, &mut lines);
+            count += 1;
         }
         let mut out = io::stdout().lock();
-        let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+        let written = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
         drop(out);
         missing += lost.swap(0, Ordering::Relaxed);
+        let why = match written {
+            Ok(()) => "nobody read the log fast enough".to_owned(),
+            Err(error) => {
+                missing += count;
+                format!("standard output: {error}")
+            }
+        };
         if missing > 0 && warned.is_none_or(|at| at.elapsed() >= limits::WARNING_PAUSE) {
-            tracing::warn!("{missing} requests were not logged: nobody read the log fast enough");
+            tracing::warn!("{missing} requests were not logged: {why}");
             (missing, warned) = (0, Some(Instant::now()));
         }
     }
