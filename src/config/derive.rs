@@ -50,11 +50,15 @@ impl Config {
             0 => None,
             max_size => Some(Cache { dir: cache_dir, max_size }),
         };
-        if cache.is_none() && settings.compression.format.is_some() {
-            warnings.push(
-                "compression has no effect without a cache (`cache_max_size = 0`): NARs are sent as they are"
-                    .to_owned(),
-            );
+        // Both are made of the cache's frames.
+        let in_vain = [
+            ("compression", settings.compression.format.is_some()),
+            ("transport_compression", settings.compression.in_transport),
+        ];
+        if let Some((what, _)) = in_vain.iter().find(|(_, is_set)| *is_set && cache.is_none()) {
+            warnings.push(format!(
+                "{what} has no effect without a cache (`cache_max_size = 0`): NARs are sent as they are"
+            ));
         }
         let sign_key_paths = sign_key_paths(&settings, env);
         if sign_key_paths.is_empty() {

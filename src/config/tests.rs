@@ -330,8 +330,10 @@ fn compression_of_old_files_and_of_new_ones() {
     assert!(in_vain.contains("`compression_level` has no effect"), "{in_vain}");
     assert!(in_vain.contains("`precompress` has no effect"), "{in_vain}");
     assert_eq!(read("transport_compression = true\ncompression_level = 3").warnings.len(), 1);
-    let none = read("compression = 'zstd'\ncache_max_size = 0");
-    assert!(none.warnings.iter().any(|said| said.contains("without a cache")));
+    for wanted in ["compression = 'zstd'", "transport_compression = true"] {
+        let none = read(&format!("{wanted}\ncache_max_size = 0"));
+        assert!(none.warnings.iter().any(|said| said.contains("without a cache")), "{wanted}");
+    }
 }
 
 #[test]
