@@ -2,6 +2,8 @@
 //! whose database is asked afresh each time.
 
 mod differential;
+#[cfg(target_os = "linux")]
+mod held;
 mod live;
 mod nobody;
 mod pins;

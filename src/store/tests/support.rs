@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 use crate::formats::hash::Sha256;
 use crate::formats::signature::SecretKey;
 use crate::formats::store_path::{StoreDir, StorePath, StorePathHash};
+use crate::limits;
 use crate::mailbox::{Outlet, Ticket};
 use crate::metrics::Metrics;
 use crate::store::Settings;
@@ -246,6 +248,16 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(settings: &Settings) -> Self {
         Self { view: View::new(&settings.database) }
+    }
+
+    /// Looks until the files of the database are held on to, as they are once it was left alone for a moment.
+    pub(super) fn until_held(&mut self, actor: &mut Actor) {
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !self.view.holds_files() {
+            assert!(Instant::now() < patience, "the files are not held on to");
+            thread::sleep(limits::DATABASE_PAUSE);
+            self.get(actor, 1).expect("it answers");
+        }
     }
 
     /// One request, answered as `store::view` says.
