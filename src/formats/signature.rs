@@ -25,16 +25,16 @@ pub enum KeyError {
     #[error("the name before the colon is empty or has a blank, a colon or a control character in it")]
     Name,
     /// What follows the colon is not base64.
-    #[error("what follows “{name}:” is not base64")]
+    #[error("what follows {} is not base64", colon(.name))]
     Base64 {
-        /// The key's name.
-        name: String,
+        /// The key's name; none where it may be the secret, as in a file with both the wrong way round.
+        name: Option<String>,
     },
     /// What follows the colon has the wrong number of bytes.
-    #[error("what follows “{name}:” is {len} bytes long, not {expected}{}", length_hint(*.expected, *.len))]
+    #[error("what follows {} is {len} bytes long, not {expected}{}", colon(.name), length_hint(*.expected, *.len))]
     Length {
-        /// The key's name.
-        name: String,
+        /// The key's name, as in [`KeyError::Base64`].
+        name: Option<String>,
         /// How many bytes there are.
         len: usize,
         /// How many there must be.
@@ -55,6 +55,10 @@ pub enum KeyError {
     /// The system gives no random bytes.
     #[error("the system gives no random bytes for a new key: {0}")]
     NoRandomness(getrandom::Error),
+}
+
+fn colon(name: &Option<String>) -> String {
+    name.as_ref().map_or_else(|| "the colon".to_owned(), |name| format!("“{name}:”"))
 }
 
 fn length_hint(expected: usize, len: usize) -> &'static str {
@@ -80,7 +84,7 @@ impl SecretKey {
     /// # Errors
     /// Any [`KeyError`] that concerns a secret key.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let (name, pair) = split::<KEYPAIR_LENGTH>(text.trim())?;
+        let (name, pair) = split::<KEYPAIR_LENGTH>(text.trim(), false)?;
         let key =
             SigningKey::from_keypair_bytes(&pair).map_err(|_| KeyError::Halves { name: name.to_owned() })?;
         Self::of(name, key)
@@ -146,7 +150,7 @@ impl PublicKey {
     /// # Errors
     /// Any [`KeyError`] that concerns a public key.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let (name, bytes) = split::<PUBLIC_KEY_LENGTH>(text.trim())?;
+        let (name, bytes) = split::<PUBLIC_KEY_LENGTH>(text.trim(), true)?;
         let key =
             VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::NotAPoint { name: name.to_owned() })?;
         Ok(Self { name: name.to_owned(), key })
@@ -198,7 +202,7 @@ impl Signature {
     /// # Errors
     /// Any [`KeyError`] that concerns a signature.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let (name, bytes) = split::<SIGNATURE_LENGTH>(text)?;
+        let (name, bytes) = split::<SIGNATURE_LENGTH>(text, true)?;
         Ok(Self { name: name.to_owned(), signature: ed25519_dalek::Signature::from_bytes(&bytes) })
     }
 
@@ -219,13 +223,14 @@ impl fmt::Display for Signature {
     }
 }
 
-/// The name and the `N` bytes of `name:base64`.
-fn split<const N: usize>(text: &str) -> Result<(&str, [u8; N]), KeyError> {
+/// The name and the `N` bytes of `name:base64`. `named` says whether an error may tell the name.
+fn split<const N: usize>(text: &str, named: bool) -> Result<(&str, [u8; N]), KeyError> {
     let (name, digits) = text.split_once(':').ok_or(KeyError::NoColon)?;
     check_name(name)?;
-    let bytes = base64::decode(digits).ok_or_else(|| KeyError::Base64 { name: name.to_owned() })?;
+    let told = || named.then(|| name.to_owned());
+    let bytes = base64::decode(digits).ok_or_else(|| KeyError::Base64 { name: told() })?;
     let len = bytes.len();
-    let bytes = bytes.try_into().map_err(|_| KeyError::Length { name: name.to_owned(), len, expected: N })?;
+    let bytes = bytes.try_into().map_err(|_| KeyError::Length { name: told(), len, expected: N })?;
     Ok((name, bytes))
 }
 
@@ -281,17 +286,20 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong_and_never_the_key() {
-        let name = || "test-1".to_owned();
         let damaged = SECRET.replace("test-1:s0v1", "test-1:t0v1");
+        let reversed = format!("{}:test-1", &SECRET[7..]);
+        let reversed_base64 = format!("{}:test", &SECRET[7..]);
         let cases = [
+            (reversed.as_str(), KeyError::Base64 { name: None }),
+            (&reversed_base64, KeyError::Length { name: None, len: 3, expected: 64 }),
             ("", KeyError::NoColon),
             (&SECRET[7..], KeyError::NoColon),
             (&SECRET[6..], KeyError::Name),
             ("a b:AAAA", KeyError::Name),
-            ("test-1:&&&", KeyError::Base64 { name: name() }),
-            (PUBLIC, KeyError::Length { name: name(), len: 32, expected: 64 }),
-            (&SECRET[..79], KeyError::Length { name: name(), len: 54, expected: 64 }),
-            (&damaged, KeyError::Halves { name: name() }),
+            ("test-1:&&&", KeyError::Base64 { name: None }),
+            (PUBLIC, KeyError::Length { name: None, len: 32, expected: 64 }),
+            (&SECRET[..79], KeyError::Length { name: None, len: 54, expected: 64 }),
+            (&damaged, KeyError::Halves { name: "test-1".to_owned() }),
         ];
         for (text, expected) in cases {
             let error = SecretKey::parse(text).unwrap_err();
@@ -312,7 +320,7 @@ mod tests {
     fn a_signature_has_64_bytes() {
         assert_eq!(
             Signature::parse(PUBLIC),
-            Err(KeyError::Length { name: "test-1".to_owned(), len: 32, expected: 64 })
+            Err(KeyError::Length { name: Some("test-1".to_owned()), len: 32, expected: 64 })
         );
         let text = format!("k:{}", base64::encode(&[7; 64]));
         assert_eq!(Signature::parse(&text).unwrap().to_string(), text);

@@ -410,6 +410,27 @@ mod tests {
     }
 
     #[test]
+    fn once_a_file_was_found_changed_the_next_is_refused_before_any_byte() {
+        let (actor, answers) = actor();
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join(BASENAME);
+        fs::create_dir(&root).expect("a folder");
+        fs::write(root.join("file"), "contents").expect("write");
+        let size = Plan::build(&root, false).expect("readable").size();
+        open(&actor, &answers, &root, size).expect("opened");
+        // In place, so that the root says nothing of it.
+        fs::write(root.join("file"), "contents, and a block more").expect("write");
+        let cursor = open(&actor, &answers, &root, size).expect("by the plan of before");
+        actor.handle(Request::Fetch { ticket: ticket(2), cursor }, &mut Fetcher::default());
+        match answers.try_recv().expect("an answer") {
+            (_, Answer::Fetched { segments: Err(NarError::Changed { .. }), .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        let error = open(&actor, &answers, &root, size).expect_err("it grew");
+        assert!(matches!(error, NarError::SizeMismatch { .. }));
+    }
+
+    #[test]
     fn a_wrong_size_is_an_error_before_any_byte_and_is_not_kept() {
         let (actor, answers) = actor();
         let (_folder, root, size) = tree("contents");

@@ -96,7 +96,13 @@ impl Cursor {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     pub fn fetch_with(&mut self, fetcher: &mut Fetcher) -> Result<Vec<Segment>, NarError> {
-        self.run(fetcher, Wait::Allowed, usize::MAX)
+        let fetched = self.run(fetcher, Wait::Allowed, usize::MAX);
+        // Whoever asks from now on would be broken off as well; by a plan of the tree as it is, one of another size is
+        // known as damaged, and refused before the head.
+        if matches!(fetched, Err(NarError::Changed { .. })) {
+            self.plan.give_up();
+        }
+        fetched
     }
 
     /// What of the bytes that come next is in memory, as [`fetch`](Self::fetch) gives it, with no more than `files`

@@ -162,8 +162,8 @@ impl Plan {
         *self.pack.lock().unwrap_or_else(PoisonError::into_inner) = Some(pack);
     }
 
-    /// The NAR that was read by it is not what was registered, which may be for the plan: nobody gets it any more who
-    /// asks from now on.
+    /// The tree is not as it was when this was made, or the NAR that was read by it is not what was registered, which may
+    /// be for the plan: nobody gets it any more who asks from now on.
     pub(super) fn give_up(&self) {
         self.is_given_up.store(true, Ordering::Relaxed);
     }

@@ -180,7 +180,7 @@ impl Store {
     /// Answers questions until nobody is left to ask.
     pub fn run(mut self, mailbox: &Receiver<Request>, outlet: &Outlet<Answer>) {
         // So that a big database is being indexed before the first question.
-        if let Err(trouble) = self.refresh() {
+        if let Err(trouble @ Trouble::Unreadable(_)) = self.refresh() {
             self.complain(&trouble);
         }
         loop {
@@ -268,6 +268,12 @@ impl Store {
         }
     }
 
+    /// Whether something was told of the database.
+    #[cfg(test)]
+    pub(super) fn has_complained(&self) -> bool {
+        self.warnings.has_told()
+    }
+
     /// Makes every question that was put off so much older.
     #[cfg(test)]
     pub(super) fn pass_time(&mut self, time: std::time::Duration) {
@@ -302,7 +308,8 @@ impl Store {
         Ok(full)
     }
 
-    fn next(&mut self, mailbox: &Receiver<Request>) -> Result<Request, Silence> {
+    /// The next question; meanwhile the index is completed.
+    pub(super) fn next(&mut self, mailbox: &Receiver<Request>) -> Result<Request, Silence> {
         if !self.deferred.is_empty() {
             return mailbox.recv_timeout(limits::DATABASE_PAUSE);
         }
@@ -324,7 +331,10 @@ impl Store {
                 Err(Silence::Quiet)
             }
             Err(trouble) => {
-                self.complain(&trouble);
+                // A lock is nothing to tell of before somebody has waited for its end.
+                if matches!(trouble, Trouble::Unreadable(_)) {
+                    self.complain(&trouble);
+                }
                 mailbox.recv_timeout(limits::DATABASE_PAUSE)
             }
         }

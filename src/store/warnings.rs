@@ -33,6 +33,12 @@ impl Warnings {
         self.left_out > 0
     }
 
+    /// Whether something was told lately.
+    #[cfg(test)]
+    pub(super) fn has_told(&self) -> bool {
+        self.told.is_some()
+    }
+
     /// Says how many were left out, once it is time.
     pub(super) fn tick(&mut self) {
         if self.told.is_some_and(|at| at.elapsed() >= limits::WARNING_PAUSE) {

@@ -212,6 +212,28 @@ fn a_database_locked_for_long_is_unavailable_to_each_question_after_its_own_time
     assert!(matches!(actor.answer(), Some(Answer::Refreshed(_))));
 }
 
+/// A writer that comes while the index is completed locks the database for a moment, and nobody has waited for it.
+#[test]
+fn a_lock_is_told_of_only_when_somebody_waited_for_its_end() {
+    let nix = Nix::new(Journal::Delete);
+    let writer = nix.writer();
+    writer.register_all(0..limits::INDEX_SLICE as u64 + 10);
+    let mut actor = Actor::new(&nix.settings(), &[]);
+    let mut worker = Worker::new(&nix.settings());
+    assert!(worker.get(&mut actor, 1).expect("it answers").is_some());
+    assert!(!worker.view.snapshot().complete());
+    writer.connection.execute_batch("BEGIN EXCLUSIVE").expect("nobody else writes");
+    let (_sender, mailbox) = bounded(8, None);
+    assert!(actor.store.next(&mailbox).is_err(), "nobody asks");
+    assert!(!actor.store.has_complained());
+
+    actor.ask(Request::Info { ticket: TICKET, hash: path(2).hash() });
+    actor.store.pass_time(limits::DATABASE_PATIENCE);
+    actor.store.retry(&actor.outlet);
+    assert!(matches!(actor.answer(), Some(Answer::Unavailable)));
+    assert!(actor.store.has_complained());
+}
+
 /// Who arrives while a refresh waits is waited for by the next one, which must not begin to count anew.
 #[test]
 fn a_refresh_waits_no_longer_than_the_oldest_request_may() {
