@@ -117,6 +117,22 @@ fn the_metrics_tell_what_happened() {
     }
 }
 
+/// It is the peer who closes after an answer that ends the connection, as he does when he has enough.
+#[test]
+fn connections_are_counted_by_what_ended_them() {
+    let store = Store::new(Kind::Chroot);
+    let server = Server::of(&store);
+    let closed = |cause| server.metric("harmonia_connections_closed_total", &[&format!("cause=\"{cause}\"")]);
+    for (header, cause) in [("Connection: close", "finished"), ("Connection: keep-alive", "peer")] {
+        let before = closed(cause);
+        let answer = server.connect().request("GET", "/health", &[header]).read("GET");
+        assert_eq!(answer.status, 200);
+        // Each question comes by a connection of its own, which ends as well.
+        wait_until(cause, LIMIT, || closed(cause) > before);
+    }
+    assert_eq!(closed("finished"), 1.0);
+}
+
 /// A transfer is counted with its last byte, and one that is cut as such.
 #[test]
 fn a_transfer_is_counted_when_it_has_ended() {

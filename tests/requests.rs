@@ -50,6 +50,7 @@ fn lines_that_cannot_be_written_are_counted_and_told_of() {
     wait_until("what is lost to be told", LIMIT, || {
         server.log().contains("1 requests were not logged: standard output: No space left on device")
     });
+    assert!(server.metric("harmonia_requests_unlogged_total", &[]) >= 1.0);
     assert_eq!(server.get("/health").status, 200);
 }
 

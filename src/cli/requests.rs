@@ -21,7 +21,8 @@ impl Requests {
     /// # Errors
     /// When the system gives no thread.
     pub fn begin(log: RequestLog) -> io::Result<(Journal, Self)> {
-        let (journal, records, lost) = Journal::new(log.agents);
+        let (journal, records) = Journal::new(log.agents);
+        let lost = journal.lost();
         let (writing, ended) = mailbox::bounded(1, None);
         let write = move || {
             write_all(&records, &lost, log.form);
@@ -41,7 +42,7 @@ impl Drop for Requests {
 
 /// Writes until every worker is gone, many lines at a time where many wait. What cannot be written must not end the server.
 fn write_all(records: &Receiver<Record>, lost: &AtomicU64, form: LineForm) {
-    let (mut lines, mut warned, mut missing) = (String::new(), None::<Instant>, 0);
+    let (mut lines, mut warned, mut told) = (String::new(), None::<Instant>, 0);
     while let Some(record) = records.recv() {
         lines.clear();
         write_line(&record, form, &mut lines);
@@ -55,17 +56,17 @@ fn write_all(records: &Receiver<Record>, lost: &AtomicU64, form: LineForm) {
         let mut out = io::stdout().lock();
         let written = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
         drop(out);
-        missing += lost.swap(0, Ordering::Relaxed);
         let why = match written {
             Ok(()) => "nobody read the log fast enough".to_owned(),
             Err(error) => {
-                missing += count;
+                lost.fetch_add(count, Ordering::Relaxed);
                 format!("standard output: {error}")
             }
         };
-        if missing > 0 && warned.is_none_or(|at| at.elapsed() >= limits::WARNING_PAUSE) {
-            tracing::warn!("{missing} requests were not logged: {why}");
-            (missing, warned) = (0, Some(Instant::now()));
+        let all = lost.load(Ordering::Relaxed);
+        if all > told && warned.is_none_or(|at| at.elapsed() >= limits::WARNING_PAUSE) {
+            tracing::warn!("{} requests were not logged: {why}", all - told);
+            (told, warned) = (all, Some(Instant::now()));
         }
     }
 }

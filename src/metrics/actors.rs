@@ -77,7 +77,6 @@ pub struct WorkerMetrics {
     pub(super) compressed_hits: Counter,
     pub(super) compressed_misses: Counter,
     pub(super) aborts: Family<NarAbort>,
-    pub(super) unlogged: Counter,
 }
 
 impl WorkerMetrics {
@@ -120,11 +119,6 @@ impl WorkerMetrics {
     /// A compressed NAR was asked for that had to be made.
     pub fn compressed_miss(&self) {
         self.compressed_misses.add(1);
-    }
-
-    /// A request was not logged, since nobody read the log fast enough.
-    pub fn unlogged(&self) {
-        self.unlogged.add(1);
     }
 
     /// An answer broke off.

@@ -14,6 +14,7 @@ mod render;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 pub use actors::{
     CacheMetrics, CompressMetrics, KeepMetrics, ListenerMetrics, NarMetrics, PackMetrics, RootsMetrics,
@@ -35,6 +36,7 @@ pub struct Metrics {
     cache: Arc<CacheMetrics>,
     compress: Arc<CompressMetrics>,
     depths: Vec<(Actor, Depth)>,
+    unlogged: Arc<AtomicU64>,
 }
 
 /// Asks a mailbox how many messages wait in it.
@@ -54,12 +56,18 @@ impl Metrics {
             cache: Arc::default(),
             compress: Arc::default(),
             depths: Vec::new(),
+            unlogged: Arc::default(),
         }
     }
 
     /// Shows a mailbox's depth under the name of its actor; several of one actor are added up.
     pub fn watch(&mut self, actor: Actor, depth: impl Fn() -> usize + Send + Sync + 'static) {
         self.depths.push((actor, Box::new(depth)));
+    }
+
+    /// Shows how many requests are missing in the log of requests, which is counted there.
+    pub fn watch_log(&mut self, unlogged: Arc<AtomicU64>) {
+        self.unlogged = unlogged;
     }
 
     /// The instances of the workers, in their order.

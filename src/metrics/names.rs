@@ -70,7 +70,7 @@ pub const ACCEPT_PAUSES: Name = counter(
 /// No labels.
 pub const UNLOGGED: Name = counter(
     "harmonia_requests_unlogged_total",
-    "Requests that are missing in the log of requests, since nobody read it fast enough.",
+    "Requests that are missing in the log of requests: nobody read it fast enough, or it could not be written.",
 );
 
 /// Label `result`: `hit`, `miss`.

@@ -2,6 +2,7 @@
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/>
 
 use std::fmt::Write;
+use std::sync::atomic::Ordering;
 
 use super::Metrics;
 use super::actors::{STATUSES, WorkerMetrics};
@@ -75,7 +76,7 @@ impl Metrics {
             self.sum(|worker| worker.closed.get(cause))
         });
         text.single(names::ACCEPT_PAUSES, self.listener.pauses.get());
-        text.single(names::UNLOGGED, self.sum(|worker| worker.unlogged.get()));
+        text.single(names::UNLOGGED, self.unlogged.load(Ordering::Relaxed));
     }
 
     fn render_nars(&self, text: &mut Text) {

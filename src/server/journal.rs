@@ -76,10 +76,9 @@ struct Note {
 
 impl Journal {
     /// A journal, and where its records arrive.
-    pub fn new(agents: bool) -> (Self, Receiver<Record>, Arc<AtomicU64>) {
+    pub fn new(agents: bool) -> (Self, Receiver<Record>) {
         let (sender, receiver) = mailbox::bounded(limits::RECORDS, None);
-        let lost = Arc::new(AtomicU64::new(0));
-        (Self { sender, lost: Arc::clone(&lost), agents }, receiver, lost)
+        (Self { sender, lost: Arc::default(), agents }, receiver)
     }
 
     /// Begins to note what `peer` asks.
@@ -93,13 +92,16 @@ impl Journal {
         }
     }
 
-    /// Hands a record on, without waiting. Says whether there was room.
-    pub fn hand_on(&self, record: Record) -> bool {
-        let taken = self.sender.try_send(record).is_ok();
-        if !taken {
+    /// Hands a record on, without waiting. One that finds no room is lost.
+    pub fn hand_on(&self, record: Record) {
+        if self.sender.try_send(record).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        taken
+    }
+
+    /// How many records were lost, here or by whoever prints.
+    pub fn lost(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.lost)
     }
 }
 
@@ -232,7 +234,7 @@ mod tests {
     }
 
     fn noted(peer: &str, trust: &Trust, head: &str) -> Record {
-        let (journal, _records, _) = Journal::new(true);
+        let (journal, _records) = Journal::new(true);
         let mut visitor = journal.visitor(Peer::Tcp(address(peer)), trust);
         visitor.begin(head.as_bytes());
         visitor.sent(100);
@@ -276,7 +278,7 @@ mod tests {
         assert_eq!(client("::ffff:10.0.0.1", &trust(&["10.0.0.0/8"])), Peer::Tcp(address("192.0.2.1")));
         assert_eq!(client("10.0.0.1", &trust(&["10.0.0.1"])), Peer::Tcp(address("10.1.0.1")));
         // Whom a PROXY header names is believed no more than if it had come itself.
-        let (journal, _records, _) = Journal::new(false);
+        let (journal, _records) = Journal::new(false);
         let mut visitor = journal.visitor(Peer::Tcp(address("10.0.0.1")), &trust(&["10.0.0.1"]));
         visitor.is(address("192.0.2.5"));
         visitor.begin(head.as_bytes());
@@ -288,10 +290,10 @@ mod tests {
 
     #[test]
     fn what_nobody_reads_is_lost_and_counted() {
-        let (journal, records, lost) = Journal::new(false);
+        let (journal, records) = Journal::new(false);
         let record = noted("192.0.2.1", &Trust::default(), "GET / HTTP/1.1\r\n\r\n");
-        let taken = (0..limits::RECORDS + 7).filter(|_| journal.hand_on(record.clone())).count();
-        assert_eq!((taken, lost.load(Ordering::Relaxed)), (limits::RECORDS, 7));
+        (0..limits::RECORDS + 7).for_each(|_| journal.hand_on(record.clone()));
+        assert_eq!((records.depth(), journal.lost().load(Ordering::Relaxed)), (limits::RECORDS, 7));
         assert_eq!(records.try_recv(), Some(record));
     }
 }

@@ -328,6 +328,11 @@ impl<I: Io> Worker<I> {
     /// Closes a connection: its answers are out, it has asked nothing, or its peer has gone.
     pub(super) fn close(&mut self, key: usize, cause: Closed) {
         let Some(seat) = self.seats.remove(key) else { return };
+        // After an answer that said so it is the peer who closes, as a close from here could overtake the answer.
+        let cause = match (cause, &seat.connection.state) {
+            (Closed::ByPeer, State::Lingering(_)) => Closed::Finished,
+            (cause, _) => cause,
+        };
         self.broke_off(seat.connection, NarAbort::ByPeer);
         self.io.close(seat.socket);
         self.left(cause);
@@ -382,10 +387,8 @@ fn settle(
     let Account { route, method, status, started } = account;
     let took = now.duration_since(started);
     metrics.request(label_of(method), route, status.code(), took);
-    if let (Some(journal), Some(visitor)) = (&site.journal, visitor)
-        && !journal.hand_on(visitor.end(status.code(), took, whole, SystemTime::now()))
-    {
-        metrics.unlogged();
+    if let (Some(journal), Some(visitor)) = (&site.journal, visitor) {
+        journal.hand_on(visitor.end(status.code(), took, whole, SystemTime::now()));
     }
 }
 

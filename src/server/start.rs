@@ -151,6 +151,9 @@ impl Server {
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
         let connections = affordable(plan.workers, plan.connections);
         let mut metrics = Metrics::new(plan.workers);
+        if let Some(journal) = &plan.journal {
+            metrics.watch_log(journal.lost());
+        }
 
         let polls = (0..plan.workers).map(|_| Poll::new()).collect::<io::Result<Vec<_>>>()?;
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
