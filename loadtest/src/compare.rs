@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server that is idle for so long, but for a fiftieth, has settled: what it does behind the first requests may begin
 /// a while after them.
-const SETTLE_QUIET: Duration = Duration::from_secs(3);
+const SETTLE_QUIET: Duration = Duration::from_secs(8);
 /// How often that is looked at.
 const SETTLE_LOOK: Duration = Duration::from_millis(250);
 /// How long settling is waited for.

@@ -1,7 +1,7 @@
 //! Packs: a NAR's framing and small files end to end, so that they are sent by `sendfile` instead of being opened
 //! and read each time.
 //!
-//! The first request for a NAR is served from the store, and a pack made behind it; nobody ever waits for one.
+//! The first request for a NAR is served from the store, and a pack made behind it, at leisure: nobody ever waits for one.
 //!
 //! **A pack is right for good.** All of the NAR is read and hashed while it is packed, large files too, and there is a
 //! pack only where the hash is the database's. It is of the very bytes that were hashed, and found by that hash: what
@@ -17,7 +17,7 @@ use sha2::Digest;
 use super::{Cache, CacheError, Frame, Key, ManifestKey};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::limits::{PACK_DELAY, PACK_FRAME, PACK_MAX_SHARE, WARNING_PAUSE};
+use crate::limits::{PACK_DELAY, PACK_FRAME, PACK_MAX_SHARE, PACK_REST, PACK_SLICE, WARNING_PAUSE};
 use crate::mailbox::{Receiver, Sender, Silence};
 use crate::metrics::PackMetrics;
 use crate::nar::{Cursor, Damage, NarError, Pack, Plan, Reader, Segment};
@@ -114,7 +114,7 @@ impl Packer {
                 if ends_within((request.asked + PACK_DELAY).saturating_duration_since(Instant::now())) {
                     return Err(PackError::Ending);
                 }
-                let frames = self.make(request, key, &|| ends_within(Duration::ZERO))?;
+                let frames = self.make(request, key, ends_within)?;
                 self.metrics.made(plan.packed_size());
                 frames
             }
@@ -143,21 +143,26 @@ impl Packer {
         &self,
         request: &Request,
         key: ManifestKey,
-        is_ending: &dyn Fn() -> bool,
+        ends_within: &dyn Fn(Duration) -> bool,
     ) -> Result<Vec<Frame>, PackError> {
         let mut nar = request.nar.clone().without_pack();
         nar.set_range(0, nar.plan().size());
         let (mut frames, mut manifest) = (Vec::new(), Vec::new());
         let mut bytes = Vec::with_capacity(PACK_FRAME.min(nar.plan().packed_size() as usize));
         let (mut reader, mut buffer, mut hasher) = (Reader::new(nar), vec![0; READ], sha2::Sha256::new());
+        let mut rested = Instant::now();
         loop {
             let (read, is_large) = reader.fill_part(&mut buffer)?;
             hasher.update(&buffer[..read]);
             if !is_large {
                 bytes.extend_from_slice(&buffer[..read]);
             }
-            if is_ending() {
-                return Err(PackError::Ending);
+            let worked = rested.elapsed();
+            if worked >= PACK_SLICE {
+                if ends_within(worked * PACK_REST) {
+                    return Err(PackError::Ending);
+                }
+                rested = Instant::now();
             }
             while bytes.len() >= PACK_FRAME || (read == 0 && !bytes.is_empty()) {
                 let frame = &bytes[..bytes.len().min(PACK_FRAME)];

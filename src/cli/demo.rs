@@ -327,6 +327,16 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_is_not_there_is_named_before_anything_is_made() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let missing = folder.path().join("missing").into_os_string().into_string().expect("UTF-8");
+        let outcome = prepare(&demo(folder.path(), &[&missing]), &mut |_| {});
+        let error = outcome.err().expect("it cannot be made").to_string();
+        assert!(error.contains(&missing), "{error}");
+        assert!(!folder.path().join("demo").exists());
+    }
+
+    #[test]
     fn an_interrupted_start_is_gone_on_with() {
         let folder = tempfile::tempdir().expect("a folder");
         let source = sample(folder.path());

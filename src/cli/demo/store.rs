@@ -126,6 +126,11 @@ pub fn open(
     sources: &[PathBuf],
     say: &mut dyn FnMut(&str),
 ) -> Result<DemoStore, DemoStoreError> {
+    // Before anything is made.
+    for source in sources {
+        source.symlink_metadata().map_err(failed(source, "read"))?;
+        name_of(source)?;
+    }
     fs::create_dir_all(folder).map_err(failed(folder, "create"))?;
     let folder = &folder.canonicalize().map_err(failed(folder, "find"))?;
     let settings = settings(folder)?;
