@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -78,8 +78,6 @@ struct Shared {
     alone: Arc<()>,
     /// Of trees of which frames are made again.
     plans: Plans,
-    /// How many threads there are.
-    threads: AtomicUsize,
 }
 
 impl Compressor {
@@ -93,8 +91,7 @@ impl Compressor {
     ) -> Self {
         let (state, wake, finished) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
         let (told, alone, plans) = (Mutex::default(), Arc::default(), Plans::default());
-        let threads = AtomicUsize::new(0);
-        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, plans, threads }))
+        Self(Arc::new(Shared { cache, metrics, damages, state, wake, finished, told, alone, plans }))
     }
 
     /// How many NARs were compressed so far: while it is the same, nothing that was not there is.
@@ -112,7 +109,7 @@ impl Compressor {
             let name = format!("compress-{number}");
             thread::Builder::new().name(name).spawn(move || compressor.run())
         };
-        self.0.threads.fetch_add(threads, Ordering::Relaxed);
+        self.0.state().threads += threads;
         (0..threads).map(start).collect()
     }
 
@@ -202,7 +199,8 @@ impl Compressor {
             job.need_length();
         }
         let input = Input::new(nar);
-        state.push(Task { job: Arc::clone(&job), input, hasher: sha2::Sha256::new(), next: 0, turn: None });
+        let hasher = sha2::Sha256::new();
+        state.push(Task { job: Arc::clone(&job), input, hasher, next: 0, turn: None, calm: None });
         state.jobs.insert((nar_hash, encoding), Arc::clone(&job));
         drop(state);
         self.0.metrics.begun();
@@ -234,7 +232,15 @@ impl Compressor {
         let mut encoder = None;
         while let Some(turn) = self.0.next() {
             match turn {
-                Turn::Chunk(task) => self.step(*task, &mut encoder),
+                Turn::Chunk(mut task) => {
+                    let calm = task.calm.take();
+                    self.step(*task, &mut encoder);
+                    if calm.is_some() {
+                        drop(calm);
+                        // This thread may have something better to do next.
+                        self.0.wake.notify_one();
+                    }
+                }
                 Turn::Frame(again) => self.make_again(&again, &mut encoder),
             }
         }
@@ -442,7 +448,7 @@ impl Compressor {
 
     /// How many frames can be made at once.
     pub(super) fn threads(&self) -> usize {
-        self.0.threads.load(Ordering::Relaxed)
+        self.0.state().threads
     }
 
     /// See [`Shared::cache_failed`].

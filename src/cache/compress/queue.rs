@@ -19,6 +19,11 @@ pub(super) struct State {
     pub(super) urgent: VecDeque<Task>,
     /// Those that nobody waits for, or not any more: the first is finished before the second is begun.
     pub(super) behind: VecDeque<Task>,
+    /// Has a clone with each thread that is at one of those.
+    pub(super) calm: Arc<()>,
+    /// How many threads there are. Half of them, or the only one, are at what nobody waits for; the others are there at once
+    /// for whoever comes, and leave the cores to the workers. (Hardened units forbid to ask for a lower priority.)
+    pub(super) threads: usize,
     /// Those that were given up and for which there is no place behind.
     pub(super) dropped: Vec<Arc<Job>>,
     /// Frames that are to be made again.
@@ -55,10 +60,13 @@ pub(super) struct Task {
     pub(super) next: usize,
     /// See [`State::turns`].
     pub(super) turn: Option<Arc<()>>,
+    /// See [`State::calm`]: while a thread has it.
+    pub(super) calm: Option<Arc<()>>,
 }
 
 impl State {
-    pub(super) fn push(&mut self, task: Task) {
+    pub(super) fn push(&mut self, mut task: Task) {
+        task.calm = None;
         match (task.job.is_wanted(), &task.turn) {
             (true, Some(_)) => self.urgent.push_back(task),
             (true, None) => self.waiting.push_back(task),
@@ -84,7 +92,7 @@ impl State {
             let open = Arc::strong_count(&self.turns) - 1;
             let first = if open < COMPRESSING_OPEN { self.waiting.pop_front() } else { None };
             let Some(task) = first.or_else(|| self.urgent.pop_front()) else {
-                return self.behind.pop_front();
+                return self.pop_behind();
             };
             if task.job.is_wanted() {
                 let turn = task.turn.or_else(|| Some(Arc::clone(&self.turns)));
@@ -92,6 +100,14 @@ impl State {
             }
             self.give_up(task);
         }
+    }
+
+    fn pop_behind(&mut self) -> Option<Task> {
+        if Arc::strong_count(&self.calm) > (self.threads / 2).max(1) {
+            return None;
+        }
+        let task = self.behind.pop_front()?;
+        Some(Task { calm: Some(Arc::clone(&self.calm)), ..task })
     }
 
     /// Nobody waits for it any more.

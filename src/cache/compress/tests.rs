@@ -745,6 +745,29 @@ fn only_so_many_are_in_the_middle() {
 }
 
 #[test]
+fn what_nobody_waits_for_leaves_threads_for_who_comes() {
+    let bench = Bench::new(0, LARGE);
+    for (threads, most) in [(1, 1), (2, 1), (3, 1), (8, 4)] {
+        let trees: Vec<_> =
+            (0..most + 2).map(|number| Made::new(10 * threads as u8 + number as u8)).collect();
+        bench.compressor.0.state().threads = threads;
+        let next = || bench.compressor.0.state().pop();
+        for tree in &trees[1..] {
+            bench.compressor.compress(Wanted { by: None, ..tree.wanted(ZSTD()) }).expect("it has a place");
+        }
+        let mut taken: Vec<Task> = std::iter::from_fn(next).collect();
+        assert_eq!(taken.len(), most, "of {threads}");
+        let _urgent = bench.open(&trees[0], ZSTD(), When::Begun).expect("begun");
+        let urgent = next().expect("somebody waits");
+        assert_eq!(urgent.job.nar_hash, trees[0].nar_hash());
+        drop(urgent);
+        drop(taken.pop());
+        drop(next().expect("the one that is left"));
+        drop(taken);
+    }
+}
+
+#[test]
 fn clients_alone_are_counted() {
     let compressor = Compressor::new(None, None, Arc::default());
     let mut turns: Vec<_> = (0..COMPRESSING_ALONE).map(|_| compressor.alone().expect("a turn")).collect();
