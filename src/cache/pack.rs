@@ -158,7 +158,8 @@ impl Packer {
                 bytes.extend_from_slice(&buffer[..read]);
             }
             let worked = rested.elapsed();
-            if worked >= PACK_SLICE {
+            // Also at the end: many small NARs one after another are no less work than a large one.
+            if worked >= PACK_SLICE || read == 0 {
                 if ends_within(worked * PACK_REST) {
                     return Err(PackError::Ending);
                 }

@@ -42,7 +42,7 @@ impl Drop for Requests {
 
 /// Writes until every worker is gone, many lines at a time where many wait. What cannot be written must not end the server.
 fn write_all(records: &Receiver<Record>, lost: &AtomicU64, form: LineForm) {
-    let (mut lines, mut warned, mut told) = (String::new(), None::<Instant>, 0);
+    let (mut lines, mut warned, mut told, mut failed) = (String::new(), None::<Instant>, 0, None);
     while let Some(record) = records.recv() {
         lines.clear();
         write_line(&record, form, &mut lines);
@@ -56,16 +56,18 @@ fn write_all(records: &Receiver<Record>, lost: &AtomicU64, form: LineForm) {
         let mut out = io::stdout().lock();
         let written = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
         drop(out);
-        let why = match written {
-            Ok(()) => "nobody read the log fast enough".to_owned(),
-            Err(error) => {
-                lost.fetch_add(count, Ordering::Relaxed);
-                format!("standard output: {error}")
-            }
-        };
+        if let Err(error) = written {
+            lost.fetch_add(count, Ordering::Relaxed);
+            failed = Some(error);
+        }
         let all = lost.load(Ordering::Relaxed);
         if all > told && warned.is_none_or(|at| at.elapsed() >= limits::WARNING_PAUSE) {
-            tracing::warn!("{} requests were not logged: {why}", all - told);
+            let missing = all - told;
+            // Of what is told late, too: why it is missing, not whether writing works by now.
+            match failed.take() {
+                Some(error) => tracing::warn!("{missing} requests were not logged: standard output: {error}"),
+                None => tracing::warn!("{missing} requests were not logged: nobody read the log fast enough"),
+            }
             (told, warned) = (all, Some(Instant::now()));
         }
     }
