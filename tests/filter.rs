@@ -64,7 +64,7 @@ fn nothing_is_called_that_nixpkgs_unit_refuses() {
     let path = store.add("traced", |tree| {
         for number in 0..30 {
             write(tree.join(format!("{number} small")), noise(number, 900));
-            write(tree.join(format!("{number} large")), noise(number, 90_000));
+            write(tree.join(format!("{number} large")), noise(number, 200_000));
         }
     });
     let (secret, _) = store.key("filter-1");

@@ -168,7 +168,7 @@ fn collections_and_transfers_cross_at_any_moment() {
 fn arrives_or_is_absent(store: &Store, server: &Server, round: u64) -> bool {
     let path = store.add(&format!("crossing-{round}"), |tree| {
         for number in 0..20 {
-            write(tree.join(format!("{number}")), noise(round * 20 + number, 100_000));
+            write(tree.join(format!("{number}")), noise(round * 20 + number, 150_000));
         }
     });
     let narinfo = server.get(&format!("/{}.narinfo", hash_of(&path)));

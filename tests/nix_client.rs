@@ -269,7 +269,7 @@ fn odd_tree(tree: &Path) {
     for size in 0..=16 {
         write(tree.join(format!("sizes/{size:02}")), &noise(size, 16)[..size as usize]);
     }
-    for (size, name) in [(65_535, "just under"), (65_536, "just"), (65_537, "just over")] {
+    for (size, name) in [(131_071, "just under"), (131_072, "just"), (131_073, "just over")] {
         write(tree.join("sizes").join(name), noise(size, size as usize));
     }
     write(tree.join("executable"), "#!/bin/sh\n");

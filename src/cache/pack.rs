@@ -17,7 +17,9 @@ use sha2::Digest;
 use super::{Cache, CacheError, Frame, Key, ManifestKey};
 use crate::formats::hash::Sha256;
 use crate::formats::store_path::StorePath;
-use crate::limits::{PACK_DELAY, PACK_FRAME, PACK_MAX_SHARE, PACK_REST, PACK_SLICE, WARNING_PAUSE};
+use crate::limits::{
+    PACK_DELAY, PACK_FRAME, PACK_MAX_SHARE, PACK_REST, PACK_SLICE, SENDFILE_MIN, WARNING_PAUSE,
+};
 use crate::mailbox::{Receiver, Sender, Silence};
 use crate::metrics::PackMetrics;
 use crate::nar::{Cursor, Damage, NarError, Pack, Plan, Reader, Segment};
@@ -216,8 +218,10 @@ impl Pack for Kept {
     }
 }
 
-/// What a pack is found by: the NAR, and the plan's framing, which has every name and size. The two belong together where
-/// the plan is right; by one that is not, no pack is found, whose bytes it would put in wrong places.
+/// What a pack is found by: the NAR, the plan's framing, which has every name and size, and which files are in it. NAR and
+/// framing belong together where the plan is right; by one that is not, no pack is found, whose bytes it would put in
+/// wrong places.
 fn manifest_key(nar_hash: &Sha256, plan: &Plan) -> ManifestKey {
-    ManifestKey::of(&format!("pack 2 of {nar_hash}"), &Sha256::of(plan.framing()))
+    let of = format!("pack 2 of {nar_hash}, files below {SENDFILE_MIN}");
+    ManifestKey::of(&of, &Sha256::of(plan.framing()))
 }

@@ -29,7 +29,19 @@ fn folder() -> TempDir {
 }
 
 fn open(folder: &TempDir, sizes: Sizes) -> Cache {
-    Cache::open_with(folder.path(), sizes, Arc::default()).expect("the cache opens")
+    opened(folder.path(), sizes, Arc::default())
+}
+
+/// The cache in `folder`, which nobody else uses: but a program that another test is starting has the lock of one that
+/// was open here, until it has become that program.
+pub(super) fn opened(folder: &Path, sizes: Sizes, metrics: Arc<CacheMetrics>) -> Cache {
+    for _ in 0..1000 {
+        match Cache::open_with(folder, sizes, Arc::clone(&metrics)) {
+            Err(CacheError::Locked { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            opened => return opened.expect("the cache opens"),
+        }
+    }
+    panic!("the cache stays locked")
 }
 
 /// A frame's bytes follow from its number.
@@ -165,7 +177,7 @@ fn the_oldest_are_evicted_and_the_bound_is_kept() {
 fn what_is_used_stays_and_what_is_not_goes() {
     let folder = folder();
     let metrics = Arc::<CacheMetrics>::default();
-    let cache = Cache::open_with(folder.path(), SMALL, Arc::clone(&metrics)).expect("the cache opens");
+    let cache = opened(folder.path(), SMALL, Arc::clone(&metrics));
     put(&cache, 0);
     put(&cache, 1);
     for number in 2..500 {
@@ -458,7 +470,7 @@ fn whatever_happens_to_the_files_no_byte_is_wrong() {
         (0..60).for_each(|number| drop(put(&cache, number)));
         drop(cache);
         harm(&folder);
-        let cache = Cache::open_with(folder.path(), LARGE, Arc::default()).expect(what);
+        let cache = open(&folder, LARGE);
         let kept = (0..60).filter(|&number| match cache.get(&key(number)) {
             Ok(None) => false,
             Ok(Some(frame)) => read(&frame.pin().expect(what)) == bytes(number) || panic!("{what}: {number}"),
@@ -515,7 +527,7 @@ fn a_large_cache_is_opened_without_reading_it() {
     let sizes = Sizes { whole: 64 * len, volume: len };
     if let Some(folder) = std::env::var_os(PART) {
         let before = bytes_read();
-        let cache = Cache::open_with(Path::new(&folder), sizes, Arc::default()).expect("the cache opens");
+        let cache = opened(Path::new(&folder), sizes, Arc::default());
         assert!(has(&cache, 1));
         let read = bytes_read() - before;
         // Of 20 GB in volumes, and of 10 MB that say what lies where.
@@ -634,7 +646,7 @@ fn manifest(number: u32) -> ManifestKey {
 
 /// Puts frames for ever, some of them again, uses some, and says after which a sync has ended.
 fn put_for_ever(folder: &Path) -> ! {
-    let cache = Cache::open_with(folder, SMALL, Arc::default()).expect("it opens whatever came before");
+    let cache = opened(folder, SMALL, Arc::default());
     let round = std::env::var(ROUND).expect("set").parse().expect("a number");
     for number in first_of(round).. {
         put(&cache, number);
@@ -704,7 +716,7 @@ fn a_full_disk_is_an_error_and_what_is_there_stays_usable() {
 }
 
 fn fill_up(folder: &Path) {
-    let cache = Cache::open_with(folder, SMALL, Arc::default()).expect("an empty cache fits");
+    let cache = opened(folder, SMALL, Arc::default());
     let mut kept = Vec::new();
     let mut refused = 0;
     for number in 0..200 {

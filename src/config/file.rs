@@ -15,7 +15,7 @@ use super::{
 };
 use crate::limits::WORKERS_MAX;
 
-/// `cache_max_size` where nothing sets it, in bytes: the packs of a store of some 150 GB.
+/// `cache_max_size` where nothing sets it, in bytes: the packs of a store of some 100 GB.
 const CACHE_MAX_SIZE: u64 = 20 << 30;
 
 /// What a file says. Derived defaults are not here yet.

@@ -445,7 +445,7 @@ fn after(change: impl FnOnce(&Path)) -> (PathBuf, Result<Vec<u8>, NarError>) {
     let root = folder.path().join("tree");
     fs::create_dir_all(root.join("sub")).expect("mkdir");
     write(&root.join("sub/small"), b"small");
-    write(&root.join("sub/large"), &pattern(100_000, 1));
+    write(&root.join("sub/large"), &pattern(SENDFILE_MIN as usize, 1));
     let cursor = cursor(&root);
     change(&root);
     (root, rest(cursor))
@@ -601,7 +601,8 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn contents() -> impl Strategy<Value = Vec<u8>> {
-    let size = prop_oneof![8 => 0..40_usize, 1 => 60_000..70_000_usize, 1 => 200_000..300_000_usize];
+    let bound = SENDFILE_MIN as usize;
+    let size = prop_oneof![8 => 0..40_usize, 1 => bound - 5_000..bound + 5_000, 1 => 2 * bound..3 * bound];
     (size, any::<u8>()).prop_map(|(size, seed)| pattern(size, seed))
 }
 

@@ -14,6 +14,7 @@ use super::*;
 use crate::cache::actor::{Actor, Answer, Request, When};
 use crate::cache::encode::Format;
 use crate::cache::folder::Sizes;
+use crate::cache::tests::opened;
 use crate::cache::{Interest, Stream, Tree};
 use crate::limits::COMPRESSING_OPEN;
 use crate::mailbox::{Outlet, Ticket};
@@ -40,9 +41,7 @@ impl Bench {
     }
 
     fn within(folder: TempDir, threads: usize, sizes: Sizes) -> Self {
-        let cache = Arc::new(
-            Cache::open_with(&folder.path().join("cache"), sizes, Arc::default()).expect("it opens"),
-        );
+        let cache = Arc::new(opened(&folder.path().join("cache"), sizes, Arc::default()));
         let metrics = Arc::<CompressMetrics>::default();
         let compressor = Compressor::new(Some(cache), None, Arc::clone(&metrics));
         let threads = compressor.spawn(threads).expect("threads");

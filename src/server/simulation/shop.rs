@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::formats::signature::SecretKey;
 use crate::formats::store_path::{StoreDir, StorePath};
+use crate::limits::SENDFILE_MIN;
 use crate::store::add::{Output, Writer};
 use crate::{nar, store};
 
@@ -25,6 +26,9 @@ pub(super) struct Good {
     digits: String,
 }
 
+/// The least that is sent from the file itself.
+const LARGE: usize = SENDFILE_MIN as usize;
+
 /// The one that comes and goes.
 pub(super) const FLICKERING: usize = 2;
 
@@ -43,11 +47,11 @@ impl Shop {
         let mut writer = Writer::open(settings.clone()).unwrap();
         let source = root.join("source");
         std::fs::create_dir_all(source.join("bin")).unwrap();
-        std::fs::write(source.join("bin/large"), pattern(66_000)).unwrap();
+        std::fs::write(source.join("bin/large"), pattern(LARGE + 464)).unwrap();
         std::fs::write(source.join("small"), pattern(3_001)).unwrap();
         std::os::unix::fs::symlink("small", source.join("link")).unwrap();
         let single = root.join("single");
-        std::fs::write(&single, pattern(65_537)).unwrap();
+        std::fs::write(&single, pattern(LARGE + 1)).unwrap();
         let goods = vec![
             good(&writer.add_source(&source, "tree").unwrap().path, &source),
             good(&writer.add_source(&single, "single").unwrap().path, &single),
