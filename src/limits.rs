@@ -377,7 +377,7 @@ const _: () = assert!(MAILBOX_SPARE < MAILBOX_MAX);
 /// docs/decisions/packs.md.
 pub const SENDFILE_MIN: u64 = 128 * 1024;
 
-/// One fetch gives at least this many bytes where the NAR has them, and reads no more than this into memory:
+/// The most that one fetch reads into memory; it ends before a small file that does not fit, and after a large one:
 /// enough to keep a fast link busy while the next is fetched, little enough to hold for each answer.
 pub const FETCH_BYTES: u64 = 256 * 1024;
 
