@@ -47,12 +47,18 @@ pub enum CacheError {
         /// What SQLite said.
         source: rusqlite::Error,
     },
-    /// A frame is not what was written, or a volume ends early: it is forgotten, and what was in it will be made again.
+    /// A volume was written to by somebody else, or cut: it is forgotten, and what was in it will be made again.
+    #[error("{}: something else has written to it or cut it: what was in it is made again", file.display())]
+    Touched {
+        /// The volume.
+        file: PathBuf,
+    },
+    /// A frame is not what was written: it is forgotten, and will be made again.
     #[error("{}: damaged at byte {offset}; the disk should be looked at", file.display())]
     Damaged {
         /// The volume.
         file: PathBuf,
-        /// Where the frame begins, or the volume ends, in bytes.
+        /// Where the frame begins, in bytes.
         offset: u64,
     },
 }

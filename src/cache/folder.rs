@@ -136,16 +136,16 @@ impl Cache {
     /// said once. To the caller all of it means that the frame is not there.
     pub fn get(&self, key: &Key) -> Result<Option<Frame>, CacheError> {
         if let Some(frame) = self.known(key) {
-            return match frame.volume().filter(|volume| !volume.is_whole()) {
-                Some(cut) => Err(self.cut(&cut)),
+            return match frame.volume().filter(|volume| !volume.is_untouched()) {
+                Some(touched) => Err(self.touched(&touched)),
                 None => Ok(Some(frame)),
             };
         }
         let Some(place) = lock(&self.reader).frame(key)? else { return Ok(None) };
         let Some(volume) = self.known_now().volumes.get(&place.volume).cloned() else { return Ok(None) };
         if let Err(error) = volume.read(key, place) {
-            if !volume.is_whole() {
-                return Err(self.cut(&volume));
+            if !volume.is_untouched() {
+                return Err(self.touched(&volume));
             }
             if let CacheError::Damaged { .. } = error {
                 lock(&self.inventory).forget(key, place)?;
@@ -361,9 +361,9 @@ impl Cache {
         Ok(Some((frame, appender.added(len))))
     }
 
-    /// Whether a frame of `len` bytes can be appended to a volume: there is room, and nobody has cut it.
+    /// Whether a frame of `len` bytes can be appended to a volume: there is room, and nobody has touched it.
     fn takes(&self, volume: &Volume, len: u64) -> bool {
-        volume.end() + RECORD + len <= self.sizes.volume && volume.is_whole()
+        volume.end() + RECORD + len <= self.sizes.volume && volume.is_untouched()
     }
 
     /// Begins another volume for a frame of `len` bytes, and evicts what is beyond the bound.
@@ -372,7 +372,10 @@ impl Cache {
         let mut appender = self.appender();
         match appender.volume.clone() {
             Some(volume) if self.takes(&volume, len) => return Ok(()),
-            Some(volume) if !volume.is_whole() => self.give_up(&mut inventory, &mut appender, &volume),
+            Some(volume) if !volume.is_untouched() => {
+                self.give_up(&mut inventory, &mut appender, &volume);
+                tracing::warn!("{}", CacheError::Touched { file: volume.path().to_owned() });
+            }
             _ => {}
         }
         let taken = appender.take();
@@ -499,13 +502,11 @@ impl Cache {
         error
     }
 
-    /// Somebody has cut a volume, which is given up: what is written to it later would make it as long as before, with
-    /// zeros where frames were.
-    fn cut(&self, volume: &Arc<Volume>) -> CacheError {
+    /// Somebody has written to a volume, or cut it, and it is given up: nobody knows what of it is as it was.
+    fn touched(&self, volume: &Arc<Volume>) -> CacheError {
         let mut inventory = lock(&self.inventory);
         self.give_up(&mut inventory, &mut self.appender(), volume);
-        let offset = volume.file().metadata().map_or(0, |found| found.len());
-        CacheError::Damaged { file: volume.path().to_owned(), offset }
+        CacheError::Touched { file: volume.path().to_owned() }
     }
 
     /// Forgets a volume with all that is in it, unless that was done.

@@ -33,7 +33,7 @@ impl Frame {
     }
 
     /// The frame's bytes, and a mark that they were of use. They stay readable as long as the segment is held, even
-    /// when the frame is evicted meanwhile. `None` where it has been, or its volume was cut by somebody else: ask
+    /// when the frame is evicted meanwhile. `None` where it has been, or somebody has written to its volume: ask
     /// [`super::Cache::get`] again. Waits for no disk.
     pub fn pin(&self) -> Option<Segment> {
         let segment = self.pin_unmarked()?;
@@ -48,7 +48,7 @@ impl Frame {
 
     /// As [`Frame::pin`], for whoever has made the frame: that it is wanted again has yet to be seen.
     pub(super) fn pin_unmarked(&self) -> Option<Segment> {
-        let volume = self.volume().filter(|volume| volume.is_whole())?;
+        let volume = self.volume().filter(|volume| volume.is_untouched())?;
         let Place { offset, .. } = self.0.place;
         Some(Segment::File { file: Arc::clone(volume.file()), offset, len: self.len() })
     }

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::folder::Sizes;
 use super::{Cache, CacheError, Frame, Key, ManifestKey};
 use crate::formats::hash::Sha256;
+use crate::io::files;
 use crate::limits::{CACHE_FRAME_MAX, CACHE_VOLUME_MIN};
 use crate::metrics::CacheMetrics;
 use crate::nar::Segment;
@@ -368,6 +369,35 @@ fn a_damaged_frame_is_told_once_and_made_again() {
     drop(cache);
     let cache = open(&folder, LARGE);
     assert!(numbers.clone().all(|number| has(&cache, number)));
+}
+
+#[test]
+fn a_volume_that_somebody_wrote_to_is_given_up_and_its_frames_made_again() {
+    // Not in the folder for temporary files, which is often in memory, where times are not relied on.
+    let program = std::env::current_exe().expect("it has a path");
+    let folder = tempfile::tempdir_in(program.parent().expect("it is in a folder")).expect("it can be made");
+    if !files::opens_at_once(folder.path()) {
+        return;
+    }
+    for is_last in [true, false] {
+        let cache = open(&folder, LARGE);
+        let frames: Vec<Frame> = (0..60).map(|number| put(&cache, number)).collect();
+        let paths = volumes(&folder);
+        assert!(paths.len() >= 3);
+        assert!(frames.iter().all(|frame| frame.pin().is_some()), "what was written here is as it was");
+        let path = if is_last { paths.last() } else { paths.first() }.expect("there are some");
+        std::thread::sleep(Duration::from_millis(20));
+        overwrite(path, 200, b"something else");
+        let gone = frames.iter().filter(|frame| frame.pin().is_none()).count();
+        assert!(gone > 0 && gone < 40, "{gone} frames of one volume");
+        let told = (0..60).filter(|&number| cache.get(&key(number)).is_err()).count();
+        assert_eq!(told, 1, "told {told} times");
+        assert_eq!((0..60).filter(|&number| !has(&cache, number)).count(), gone);
+        (0..60).for_each(|number| drop(put(&cache, number)));
+        assert!((0..60).all(|number| has(&cache, number)));
+        drop(cache);
+        std::fs::remove_dir_all(folder.path()).expect("it is the test's own");
+    }
 }
 
 #[test]

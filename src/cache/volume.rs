@@ -5,16 +5,17 @@
 //! path chooses what lies in a frame, but cannot write what passes for a record: without the secret, bytes left
 //! behind by a torn write never do.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::error::failed;
 use super::inventory::Place;
 use super::{CacheError, Key};
+use crate::io::files;
 use crate::limits::CACHE_FRAME_MAX;
 
 const MAGIC: &[u8; 32] = b"harmonia cache volume, version 1";
@@ -39,6 +40,10 @@ pub(super) struct Volume {
     secret: [u8; 32],
     /// Where its last frame ends, in bytes from the start of the file.
     end: AtomicU64,
+    /// When this process wrote to it last, as the file system says; 0 where that is not to be relied on.
+    written: AtomicI64,
+    /// Grows by one when a write begins and when it has ended: it is odd meanwhile.
+    writes: AtomicU64,
 }
 
 impl Volume {
@@ -54,10 +59,9 @@ impl Volume {
             .create_new(true)
             .open(&path)
             .map_err(failed(&path, "create"))?;
-        let volume = Self { number, path, file: Arc::new(file), secret, end: AtomicU64::new(HEADER) };
         let header = [*MAGIC, secret].concat();
-        volume.file.write_all_at(&header, 0).map_err(failed(&volume.path, "write"))?;
-        Ok(volume)
+        file.write_all_at(&header, 0).map_err(failed(&path, "write"))?;
+        Ok(Self::new(number, path, file, secret, HEADER))
     }
 
     /// Opens a volume; `None` where the file is not one that this version can read.
@@ -73,7 +77,31 @@ impl Volume {
         let Some(secret) = header.strip_prefix(MAGIC.as_slice()).and_then(|rest| rest.try_into().ok()) else {
             return Ok(None);
         };
-        Ok(Some(Self { number, path, file: Arc::new(file), secret, end: AtomicU64::new(end) }))
+        Ok(Some(Self::new(number, path, file, secret, end)))
+    }
+
+    fn new(number: u64, path: PathBuf, file: File, secret: [u8; 32], end: u64) -> Self {
+        // Elsewhere a server may have a clock of its own, and tell later what it made of a write.
+        let tells_time = files::opens_at_once(&path);
+        let volume = Self {
+            number,
+            path,
+            file: Arc::new(file),
+            secret,
+            end: AtomicU64::new(end),
+            written: AtomicI64::new(i64::from(tells_time)),
+            writes: AtomicU64::new(0),
+        };
+        volume.note_time();
+        volume
+    }
+
+    /// What is in the file by now was written by this process.
+    fn note_time(&self) {
+        if self.written.load(Ordering::Relaxed) != 0 {
+            let time = self.file.metadata().map_or(1, |found| modified(&found));
+            self.written.store(time, Ordering::Release);
+        }
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -93,11 +121,16 @@ impl Volume {
         self.end.load(Ordering::Relaxed)
     }
 
-    /// Whether the file still reaches to where its last frame ends: one that was cut by somebody else does not, and what
-    /// is written behind the cut makes a hole of it. Waits for no disk.
-    pub(super) fn is_whole(&self) -> bool {
-        let end = self.end();
-        self.file.metadata().is_ok_and(|found| found.len() >= end)
+    /// Whether nobody but this process has written to the file since it was opened, as far as its time says, and it still
+    /// reaches to where its last frame ends: what was checked before is not to be relied on else, and what is written
+    /// behind a cut makes a hole of it. Waits for no disk.
+    pub(super) fn is_untouched(&self) -> bool {
+        let writes = self.writes.load(Ordering::Acquire);
+        let (end, written) = (self.end(), self.written.load(Ordering::Acquire));
+        let Ok(found) = self.file.metadata() else { return false };
+        // While this process writes, nobody can say whose time it is; the next look can.
+        let is_ours = || writes % 2 == 1 || self.writes.load(Ordering::Acquire) != writes;
+        found.len() >= end && (written == 0 || modified(&found) == written || is_ours())
     }
 
     /// Appends a frame. Only one thread at a time may do so. After an error the volume is as it was.
@@ -106,6 +139,7 @@ impl Volume {
         let offset = at + RECORD;
         // No longer than CACHE_FRAME_MAX, so it fits.
         let len = bytes.len() as u32;
+        self.writes.fetch_add(1, Ordering::AcqRel);
         // The record goes last: where it is, the frame has been written, should the process be killed here.
         let written = self
             .file
@@ -114,10 +148,18 @@ impl Volume {
         if let Err(source) = written {
             // A full disk has room for others again. What cannot be cut off is overwritten by the next frame.
             let _ = self.file.set_len(at);
+            self.wrote();
             return Err(CacheError::File { file: self.path.clone(), doing: "write", source });
         }
         self.end.store(offset + u64::from(len), Ordering::Relaxed);
+        self.wrote();
         Ok(Place { volume: self.number, offset, len })
+    }
+
+    /// A write has ended.
+    fn wrote(&self) {
+        self.note_time();
+        self.writes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Reads a frame and checks that it is what was written.
@@ -161,6 +203,7 @@ impl Volume {
         }
         if at < file_end {
             self.file.set_len(at).map_err(failed(&self.path, "cut a torn write off"))?;
+            self.note_time();
         }
         self.end.store(at, Ordering::Relaxed);
         Ok(found)
@@ -197,6 +240,11 @@ impl Volume {
         sum.copy_from_slice(&blake3::keyed_hash(&self.secret, bytes).as_bytes()[..16]);
         sum
     }
+}
+
+/// When a file was written to last, in nanoseconds; never 0.
+fn modified(found: &Metadata) -> i64 {
+    found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec()).max(1)
 }
 
 /// Where a volume lies.
