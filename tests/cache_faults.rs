@@ -7,6 +7,7 @@ mod support;
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -71,10 +72,12 @@ fn failures(server: &Server) -> f64 {
 }
 
 fn told(server: &Server) -> u64 {
-    server.log().matches("the cache cannot be used").count() as u64
+    let log = server.log();
+    let told = |what: &str| log.matches(what).count() as u64;
+    told("the cache cannot be used") + told("a part of the cache is lost")
 }
 
-/// How often the server may have told that the cache cannot be used if it began at `begun`: once a minute.
+/// How often the server may have told of the cache's troubles if it began at `begun`: once a minute.
 fn may_tell(begun: Instant) -> u64 {
     1 + begun.elapsed().as_secs() / 60
 }
@@ -163,6 +166,22 @@ fn spoilt_volumes_are_noticed_and_their_frames_made_again() {
 
 #[test]
 fn a_volume_that_is_cut_under_the_server_is_noticed_and_its_frames_made_again() {
+    a_volume_under_the_server_becomes(|volume, len| volume.set_len(len / 2).expect("the cache is ours"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_volume_that_is_written_to_under_the_server_is_noticed_and_its_frames_made_again() {
+    a_volume_under_the_server_becomes(|volume, len| {
+        for at in (1000..len - 1).step_by(50_000) {
+            let mut byte = [0];
+            volume.read_exact_at(&mut byte, at).expect("the cache is ours");
+            volume.write_all_at(&[byte[0] ^ 0x10], at).expect("the cache is ours");
+        }
+    });
+}
+
+fn a_volume_under_the_server_becomes(harm: impl Fn(&fs::File, u64)) {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
     let goods = goods(&store, 2);
     let server = settings(&store, cache.path()).start();
@@ -170,25 +189,26 @@ fn a_volume_that_is_cut_under_the_server_is_noticed_and_its_frames_made_again() 
     for good in &goods {
         wait_until("it to be kept", LIMIT, || server.narinfo(&good.path).contains("FileHash"));
     }
-    let mut cut = 0;
+    let mut harmed = 0;
     for entry in fs::read_dir(cache.path()).expect("the cache is ours").flatten() {
         if entry.path().extension().is_some_and(|extension| extension == "volume") {
-            let volume = fs::OpenOptions::new().write(true).open(entry.path()).expect("the cache is ours");
-            let len = volume.metadata().expect("it is open").len();
-            volume.set_len(len / 2).expect("the cache is ours");
-            cut += 1;
+            let options = fs::OpenOptions::new().read(true).write(true).open(entry.path());
+            let volume = options.expect("the cache is ours");
+            harm(&volume, volume.metadata().expect("it is open").len());
+            harmed += 1;
         }
     }
-    assert_eq!(cut, 1, "one volume holds all of it");
+    assert_eq!(harmed, 1, "one volume holds all of it");
     for _ in 0..2 {
         for (good, before) in goods.iter().zip(&before) {
             assert!(check(&server, good) == *before, "the same bytes as before");
         }
     }
-    assert!(server.log().contains("damaged at byte"), "{}", server.log());
+    assert!(server.log().contains("something else has written to it or cut it"), "{}", server.log());
+    assert!(failures(&server) >= 1.0);
     let counted = failures(&server);
     check(&server, &goods[0]);
-    assert_eq!(failures(&server), counted, "what was cut off has been replaced");
+    assert_eq!(failures(&server), counted, "what was lost has been replaced");
 }
 
 #[test]

@@ -516,8 +516,11 @@ impl Shared {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|told| told.elapsed() >= WARNING_PAUSE) {
             *told = Some(Instant::now());
-            let error = with_causes(error);
-            tracing::warn!(error, "the cache cannot be used: NARs are compressed for one client at a time");
+            let consequence = match error.is_loss() {
+                true => "a part of the cache is lost",
+                false => "the cache cannot be used: NARs are compressed for one client at a time",
+            };
+            tracing::warn!(error = with_causes(error), "{consequence}");
         }
     }
 

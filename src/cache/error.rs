@@ -63,6 +63,13 @@ pub enum CacheError {
     },
 }
 
+impl CacheError {
+    /// Whether something of the cache is lost, and nothing in the way of making it again.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Touched { .. })
+    }
+}
+
 /// Makes a [`CacheError::File`] of what the system said.
 pub(super) fn failed(file: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> CacheError {
     move |source| CacheError::File { file: file.to_owned(), doing, source }

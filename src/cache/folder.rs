@@ -282,6 +282,7 @@ impl Cache {
         if !self.is_gone() {
             return Ok(());
         }
+        tracing::info!("{}: the cache was cleared or deleted, and is begun anew", self.folder.display());
         inventory.abandon();
         reader.abandon();
         fs::create_dir_all(&self.folder).map_err(failed(&self.folder, "create"))?;
@@ -311,21 +312,24 @@ impl Cache {
     fn recover(&self, inventory: &mut Inventory, is_new: bool) -> Result<Option<Arc<Volume>>, CacheError> {
         let indexed: HashMap<u64, u64> = inventory.volumes()?.into_iter().collect();
         let present = volume::list(&self.folder)?;
-        for &number in indexed.keys().filter(|number| !present.contains(number)) {
+        for (&number, &known) in indexed.iter().filter(|(number, _)| !present.contains(number)) {
+            self.tell_lost(number, known, "it is gone");
             inventory.evict(number, &[])?;
         }
         for number in present {
             // The inventory forgets a volume before it is removed, and knows it before it is made.
             let is_wanted = is_new || indexed.contains_key(&number);
             let opened = if is_wanted { Volume::open(&self.folder, number)? } else { None };
+            let mut from = indexed.get(&number).copied().unwrap_or(0);
             let Some(volume) = opened else {
+                self.tell_lost(number, from, "it does not begin as a volume does");
                 inventory.evict(number, &[])?;
                 volume::unlink(&self.folder, number)?;
                 continue;
             };
-            let mut from = indexed.get(&number).copied().unwrap_or(0);
             if is_new || from > volume.end() {
                 // Frames that the inventory knows are gone: what is left is looked through from the start.
+                self.tell_lost(number, from, "it ends early");
                 inventory.add_volume(number)?;
                 from = 0;
             }
@@ -341,6 +345,15 @@ impl Cache {
         let last = last.filter(|last| last.end() <= self.sizes.volume);
         self.make_room(inventory, last.as_ref(), Carry::Nothing)?;
         Ok(last)
+    }
+
+    /// Says that a volume with frames up to byte `known` is lost. One without any is what a killed process leaves.
+    fn tell_lost(&self, number: u64, known: u64, found: &str) {
+        if known == 0 {
+            return;
+        }
+        let volume = volume::path(&self.folder, number);
+        tracing::warn!("{}: {found}; what was in it is made again", volume.display());
     }
 
     /// Appends to the last volume, unless it has no room. Also says whether it is time to sync.

@@ -81,9 +81,12 @@ impl Inventory {
             Ok(VERSION) => return Ok((inventory, false)),
             Ok(0) => {}
             Err(error) if !is_damage(&error) => return Err(inventory.refused(error)),
-            Ok(_) | Err(_) => {
+            other => {
                 let path = inventory.path.clone();
                 drop(inventory);
+                if let Err(error) = other {
+                    tracing::warn!("{}: {error}; it is made anew from the volumes", path.display());
+                }
                 remove(&path)?;
                 inventory = Self::connect(folder)?;
             }

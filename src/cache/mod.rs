@@ -5,7 +5,8 @@
 //! frame that is not there makes it again.
 //!
 //! **Never a wrong byte.** A frame is read back and checked before its first use in the life of a process, so that
-//! neither a power failure nor a damaged disk is ever served. See [`Cache`] for what is written when.
+//! neither a power failure nor a damaged disk is ever served. Afterwards a volume is looked at before each use: one that
+//! something else has written to is given up. See [`Cache`] for what is written when.
 
 pub mod actor;
 mod again;

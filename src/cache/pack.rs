@@ -131,7 +131,7 @@ impl Packer {
         let (keys, _) = manifest.as_chunks();
         let found = keys.iter().map(|key| self.cache.get(&Key::from_bytes(*key))).collect();
         match found {
-            Err(error @ (CacheError::Damaged { .. } | CacheError::Touched { .. })) => {
+            Err(error) if error.is_loss() => {
                 tracing::warn!(%error, "a pack is made again");
                 Ok(None)
             }

@@ -85,6 +85,12 @@ pub fn opens_at_once(path: &Path) -> bool {
     system::opens_at_once(path)
 }
 
+/// Whether `path` is on a file system of this machine's own, where the time of a file's last write stays as it was told
+/// after that write. A server may have a clock of its own, and tell another time later. Waits for the disk.
+pub fn tells_time(path: &Path) -> bool {
+    system::tells_time(path)
+}
+
 /// Reads what is in the page cache: fewer bytes than there is room for where the file ends or the rest is not there.
 ///
 /// # Errors
@@ -180,15 +186,26 @@ mod system {
         })
     }
 
-    pub(super) fn opens_at_once(path: &Path) -> bool {
-        // Numbers of linux/magic.h.
-        const LOCAL: [u32; 4] = [EXT4, XFS, BTRFS, F2FS];
-        const EXT4: u32 = 0xef53;
-        const XFS: u32 = 0x5846_5342;
-        const BTRFS: u32 = 0x9123_683e;
-        const F2FS: u32 = 0xf2f5_2010;
+    // Numbers of linux/magic.h, and of OpenZFS.
+    const EXT4: u32 = 0xef53;
+    const XFS: u32 = 0x5846_5342;
+    const BTRFS: u32 = 0x9123_683e;
+    const F2FS: u32 = 0xf2f5_2010;
+    const TMPFS: u32 = 0x0102_1994;
+    const OVERLAYFS: u32 = 0x794c_7630;
+    const ZFS: u32 = 0x2fc1_2fc1;
+
+    fn is_on(path: &Path, file_systems: &[u32]) -> bool {
         // The kernel's own type for it is wider than the numbers.
-        rustix::fs::statfs(path).is_ok_and(|found| LOCAL.contains(&(found.f_type as u32)))
+        rustix::fs::statfs(path).is_ok_and(|found| file_systems.contains(&(found.f_type as u32)))
+    }
+
+    pub(super) fn opens_at_once(path: &Path) -> bool {
+        is_on(path, &[EXT4, XFS, BTRFS, F2FS])
+    }
+
+    pub(super) fn tells_time(path: &Path) -> bool {
+        is_on(path, &[EXT4, XFS, BTRFS, F2FS, TMPFS, OVERLAYFS, ZFS])
     }
 
     pub(super) fn read_resident(file: &File, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
@@ -224,6 +241,10 @@ mod system {
     }
 
     pub(super) fn opens_at_once(_path: &Path) -> bool {
+        false
+    }
+
+    pub(super) fn tells_time(_path: &Path) -> bool {
         false
     }
 
