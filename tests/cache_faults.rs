@@ -211,6 +211,20 @@ fn a_volume_under_the_server_becomes(harm: impl Fn(&fs::File, u64)) {
     assert_eq!(failures(&server), counted, "what was lost has been replaced");
 }
 
+/// To write beyond it ends a process that has not provided for it.
+#[test]
+fn a_limit_on_the_size_of_files_is_as_a_full_disk() {
+    let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());
+    let goods = goods(&store, 3);
+    let wrapper = ["prlimit", "--fsize=4000000", "--"];
+    let server = settings(&store, cache.path()).through(&wrapper).start();
+    for good in &goods {
+        check(&server, good);
+    }
+    assert!(failures(&server) >= 1.0 && server.log().contains("File too large"), "{}", server.log());
+    assert_eq!(server.get("/health").text(), "OK\n");
+}
+
 #[test]
 fn a_full_disk_costs_nothing_but_time() {
     let (store, cache) = (Store::new(Kind::Chroot), Scratch::new());

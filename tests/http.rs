@@ -59,9 +59,9 @@ fn curl_gets_ranges() {
         ("100-".to_owned(), 100..length),
         ("-100".to_owned(), length - 100..length),
         (format!("{}-", length - 1), length - 1..length),
-        (format!("70000-{}", length * 2), 70_000..length),
+        (format!("140000-{}", length * 2), 140_000..length),
         (format!("-{}", length * 2), 0..length),
-        ("65535-65537".to_owned(), 65_535..65_538),
+        ("131071-131073".to_owned(), 131_071..131_074),
     ] {
         assert!(curl(&["--range", &range, &url]) == nar[wanted], "bytes={range}");
     }

@@ -46,9 +46,9 @@ fn the_debian_package_has_all_that_belongs_beside_the_program() {
         "zsh/vendor-completions/_harmonia",
         "fish/vendor_completions.d/harmonia.fish",
         "doc/harmonia/copyright",
-        "doc/harmonia/operating.md",
-        "doc/harmonia/settings.md",
-        "doc/harmonia/alerts.yml",
+        "doc/harmonia/docs/operating.md",
+        "doc/harmonia/docs/settings.md",
+        "doc/harmonia/docs/alerts.yml",
     ] {
         assert!(fs::metadata(shared.join(file)).is_ok_and(|file| file.len() > 0), "{file}");
     }

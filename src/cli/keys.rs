@@ -102,7 +102,7 @@ pub enum KeysError {
         error: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write {}: {error}", path.display())]
+    #[error("cannot write {}: {error}{}", path.display(), missing_folder(path))]
     Write {
         /// The file.
         path: PathBuf,
@@ -169,6 +169,14 @@ pub enum KeysError {
     /// Standard output cannot be written to.
     #[error("cannot write to standard output: {0}")]
     Stdout(io::Error),
+}
+
+/// What to do first, where a file cannot be made as its folder is not there.
+fn missing_folder(file: &Path) -> String {
+    match file.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        Some(folder) => format!("; make the folder {} first", folder.display()),
+        None => String::new(),
+    }
 }
 
 fn generate(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use super::accounts::{self, UnknownAccount};
@@ -263,7 +263,7 @@ fn client_lines(addresses: &[Address], is_encrypted: bool, host: &str, keys: &[S
 /// Waits for signals: SIGTERM and SIGINT end the server when what is in flight is done, SIGHUP reads the
 /// signing keys and the certificate again.
 fn attend(server: Server, certificates: Option<&Certificates>, config: &Config, again: Load<'_>) -> ExitCode {
-    let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+    let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXFSZ]) {
         Ok(signals) => signals,
         Err(error) => {
             tracing::error!(%error, "cannot wait for signals");
@@ -289,6 +289,8 @@ fn attend(server: Server, certificates: Option<&Certificates>, config: &Config, 
                 }
                 service::ready(&status);
             }
+            // A file may not grow further (`ulimit -f`): whoever writes to it is told as well, as of a full disk.
+            SIGXFSZ => {}
             _ => break,
         }
     }

@@ -95,7 +95,7 @@ pub const PACKED_BYTES: Name = counter("harmonia_packed_bytes_total", "Bytes wri
 /// Label `result`: `hit`, `miss`.
 pub const COMPRESSED: Name = counter(
     "harmonia_compressed_nars_total",
-    "Compressed NARs asked for by GET, by whether one was there or had to be made.",
+    "Compressed NARs asked for by GET and not by the doctor, by whether one was there or had to be made.",
 );
 
 /// Label `result`: `begun`, `shared`.

@@ -47,7 +47,7 @@ impl Shop {
         let mut writer = Writer::open(settings.clone()).unwrap();
         let source = root.join("source");
         std::fs::create_dir_all(source.join("bin")).unwrap();
-        std::fs::write(source.join("bin/large"), pattern(LARGE + 464)).unwrap();
+        std::fs::write(source.join("bin/large"), pattern(LARGE + 1_000)).unwrap();
         std::fs::write(source.join("small"), pattern(3_001)).unwrap();
         std::os::unix::fs::symlink("small", source.join("link")).unwrap();
         let single = root.join("single");
