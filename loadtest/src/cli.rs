@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::catalogue::Source;
 use crate::compare::{Bound, Leg};
@@ -194,7 +195,7 @@ struct SourceArgs {
 /// How much is asked.
 #[derive(Debug, Args)]
 struct Shape {
-    /// Connections; several numbers, separated by commas, give a run each.
+    /// Connections; several numbers, separated by commas, give a run each. Not of `closure`: its clients decide.
     #[arg(short, long, value_delimiter = ',', value_name = "COUNT", value_parser = at_least_one)]
     connections: Vec<usize>,
     /// Seconds: the run ends then at the latest.
@@ -203,7 +204,8 @@ struct Shape {
     /// The run ends after so many requests at the latest.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
-    /// Requests a second, all connections together; each latency counts from when the request was due.
+    /// Requests a second, all connections together; each latency counts from when the request was due. Not of
+    /// `closure`, `nar`, `range` and `churn`: they ask as soon as they may.
     #[arg(long, value_name = "NUMBER", value_parser = rate)]
     rate: Option<f64>,
     /// Go over the paths so many times, each a run of its own; `narinfo` else repeats until its time is over.
@@ -247,6 +249,47 @@ pub struct Output {
     /// Fail if there are more errors.
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub max_errors: u64,
+}
+
+impl Cli {
+    /// Reads the command line. What its command would not heed is a mistake of its own.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::check(Self::try_parse()?)
+    }
+
+    fn check(self) -> Result<Self, clap::Error> {
+        let Some((scenario, load)) = self.command.scenario() else {
+            return Ok(self);
+        };
+        match load.shape.unheeded(&scenario) {
+            Some(words) => Err(refused(scenario.name(), words)),
+            None => Ok(self),
+        }
+    }
+}
+
+/// A usage error of a subcommand.
+fn refused(subcommand: &str, words: String) -> clap::Error {
+    let mut command = Cli::command();
+    command.build();
+    match command.find_subcommand_mut(subcommand) {
+        Some(subcommand) => subcommand.error(ErrorKind::ArgumentConflict, words),
+        None => command.error(ErrorKind::ArgumentConflict, words),
+    }
+}
+
+impl Shape {
+    /// What was given that the scenario has no use for, in words.
+    fn unheeded(&self, scenario: &Scenario) -> Option<String> {
+        let name = scenario.name();
+        if self.rate.is_some() && !scenario.keeps_a_rate() {
+            return Some(format!("--rate is of no use to {name}: it asks as soon as it may"));
+        }
+        if !self.connections.is_empty() && !scenario.takes_connections() {
+            return Some(format!("--connections is of no use to {name}: --clients decides, 25 for each"));
+        }
+        None
+    }
 }
 
 impl Load {
@@ -333,12 +376,40 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).and_then(Cli::check)
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+    #[test]
+    fn what_a_scenario_would_not_heed_is_refused() {
+        for (scenario, option) in [
+            ("closure", "--rate"),
+            ("nar", "--rate"),
+            ("range", "--rate"),
+            ("churn", "--rate"),
+            ("closure", "--connections"),
+        ] {
+            let error = read(&format!("loadtest {scenario} --target http://a {option} 5")).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            let text = error.to_string();
+            assert!(text.contains(&format!("{option} is of no use to {scenario}")), "{text}");
+            assert!(text.contains(&format!("Usage: loadtest {scenario}")), "{text}");
+        }
+        for scenario in ["narinfo", "miss", "connect", "idle", "slow", "cold"] {
+            assert!(
+                read(&format!("loadtest {scenario} --target http://a --rate 5 -c 5")).is_ok(),
+                "{scenario}"
+            );
+        }
+        for scenario in ["nar", "range", "churn"] {
+            assert!(read(&format!("loadtest {scenario} --target http://a -c 5")).is_ok(), "{scenario}");
+        }
+        assert!(read("loadtest closure --target http://a").is_ok());
     }
 }
