@@ -116,8 +116,14 @@ fn compare(args: &Compare) -> Result<bool, Error> {
     let outcome = compare::run(&comparison, &stop, &mut |step| say(&format!("{step}\n")), &mut tell)?;
     line.clear();
     say(&compare::table(&outcome, peer));
+    if let Some(words) = outcome.interruption(args.pairs) {
+        say(&format!("{words}\n"));
+    }
     let json = output::to_json("127.0.0.1", &outcome.runs, Some(compare::to_json(&outcome, peer)));
     write_results(&json, args.json.as_deref(), args.report.as_deref())?;
+    if outcome.interrupted && outcome.is_empty() {
+        return Err(CompareError::Interrupted.into());
+    }
     let mut missed: Vec<_> = args.at_most.iter().filter_map(|bound| bound.missed(&outcome)).collect();
     for compared in outcome.compared.iter().filter(|compared| compared.wrong + compared.errors > 0) {
         missed

@@ -249,8 +249,14 @@ fn ratios(comparison: &Value) -> String {
     let mut bars = Vec::new();
     for scenario in comparison["scenarios"].as_array().map_or(&[][..], Vec::as_slice) {
         for ratio in scenario["ratios"].as_array().map_or(&[][..], Vec::as_slice) {
+            // Null: no pair was complete, or the peer's cost was nothing that could be measured.
+            let (Some(median), Some(min), Some(max)) =
+                (ratio["ratio"].as_f64(), ratio["min"].as_f64(), ratio["max"].as_f64())
+            else {
+                continue;
+            };
             let name = format!("{} {}", text(&scenario["scenario"]), text(&ratio["measure"]));
-            bars.push((name, number(&ratio["ratio"]), number(&ratio["min"]), number(&ratio["max"])));
+            bars.push((name, median, min, max));
         }
     }
     if bars.is_empty() {
@@ -405,6 +411,14 @@ mod tests {
         let runs = names.map(|name| json!({ "name": name }));
         let left: Vec<_> = drawn(&runs).into_iter().map(|run| text(&run["name"])).collect();
         assert_eq!(left, names[2..]);
+    }
+
+    #[test]
+    fn ratios_of_no_pair_are_not_drawn() {
+        let none = json!({ "measure": "cpu", "ratio": null, "min": null, "max": null });
+        let comparison =
+            json!({ "peer": "nginx", "scenarios": [{ "scenario": "nar@16", "ratios": [none] }] });
+        assert_eq!(ratios(&comparison), "");
     }
 
     #[test]
