@@ -33,6 +33,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use catalogue::CatalogueError;
 use cli::{Cli, Command, Compare, Corpus, Load, Output};
 use compare::{CompareError, Comparison};
 use corpus::CorpusError;
@@ -67,6 +68,19 @@ enum Error {
     Signal(io::Error),
 }
 
+impl Error {
+    /// Wrong answers are a failure of the cache, also where they are met before anything is measured.
+    fn code(&self) -> u8 {
+        match self {
+            Self::Measure(error) | Self::Compare(CompareError::Measure(error)) => match error {
+                MeasureError::Catalogue(CatalogueError::Wrong { .. }) => FAILED,
+                _ => UNUSABLE,
+            },
+            _ => UNUSABLE,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::read().unwrap_or_else(|error| error.exit());
     process::raise_descriptors();
@@ -81,7 +95,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nobody may be listening any more.
             let _ = writeln!(io::stderr(), "loadtest: {error}");
-            ExitCode::from(UNUSABLE)
+            ExitCode::from(error.code())
         }
     }
 }

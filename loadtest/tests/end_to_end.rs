@@ -257,6 +257,24 @@ fn wrong_bytes_fail() {
 }
 
 #[test]
+fn wrong_narinfos_fail_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = list(folder.path());
+    let mut cache = Cache::new();
+    let other = cache.files[&format!("/{}.narinfo", HASHES[0])].clone();
+    cache.files.insert(format!("/{}.narinfo", HASHES[1]), other);
+    // One that is missing does not hide one that is wrong.
+    cache.files.remove(&format!("/{}.narinfo", HASHES[2]));
+    let url = cache.serve();
+    for scenario in ["nar", "range", "closure"] {
+        let output = loadtest(&[scenario, "--target", &url, "--paths", &paths]);
+        assert_eq!(code(&output), 1, "{}", printed(&output));
+        let words = format!("1 of 3 narinfos (first: {}: narinfo of another path)", HASHES[1]);
+        assert!(printed(&output).contains(&words), "{}", printed(&output));
+    }
+}
+
+#[test]
 fn compressed_nars_are_decompressed_to_be_verified() {
     let folder = tempfile::tempdir().unwrap();
     let paths = list(folder.path());
