@@ -146,7 +146,7 @@ pub struct Compare {
     /// A line more for the settings file, as 'cache_max_size = 0'; may be repeated.
     #[arg(long, value_name = "LINE")]
     pub setting: Vec<String>,
-    /// Fail if a median ratio is higher: SCENARIO:cpu|wall|p50|client|both=RATIO.
+    /// Fail if a median ratio is higher: SCENARIO:cpu|wall|p50|client|both=RATIO, of a scenario that is run.
     #[arg(long, value_name = "BOUND", value_parser = Bound::parse)]
     pub at_most: Vec<Bound>,
     /// The same seed asks for the same paths in the same order.
@@ -258,13 +258,14 @@ impl Cli {
     }
 
     fn check(self) -> Result<Self, clap::Error> {
-        let Some((scenario, load)) = self.command.scenario() else {
-            return Ok(self);
+        let refusal = match (&self.command, self.command.scenario()) {
+            (_, Some((scenario, load))) => {
+                load.shape.unheeded(&scenario).map(|words| refused(scenario.name(), words))
+            }
+            (Command::Compare(compare), _) => compare.unmeasured().map(|words| refused("compare", words)),
+            _ => None,
         };
-        match load.shape.unheeded(&scenario) {
-            Some(words) => Err(refused(scenario.name(), words)),
-            None => Ok(self),
-        }
+        refusal.map_or(Ok(self), Err)
     }
 }
 
@@ -275,6 +276,16 @@ fn refused(subcommand: &str, words: String) -> clap::Error {
     match command.find_subcommand_mut(subcommand) {
         Some(subcommand) => subcommand.error(ErrorKind::ArgumentConflict, words),
         None => command.error(ErrorKind::ArgumentConflict, words),
+    }
+}
+
+impl Compare {
+    /// A bound on what is not to be measured, in words.
+    fn unmeasured(&self) -> Option<String> {
+        let is_run = |bound: &&Bound| self.scenario.iter().any(|leg| leg.name == bound.leg);
+        let bound = self.at_most.iter().find(|bound| !is_run(bound))?;
+        let run: Vec<_> = self.scenario.iter().map(|leg| leg.name.as_str()).collect();
+        Some(format!("--at-most {}: that scenario is not run, but {}", bound.leg, run.join(", ")))
     }
 }
 
@@ -411,5 +422,27 @@ mod tests {
             assert!(read(&format!("loadtest {scenario} --target http://a -c 5")).is_ok(), "{scenario}");
         }
         assert!(read("loadtest closure --target http://a").is_ok());
+    }
+    #[test]
+    fn bounds_on_what_is_not_run_are_refused() {
+        for (arguments, words) in [
+            (
+                "--at-most range:cpu=1",
+                "--at-most range@16: that scenario is not run, but nar@16, narinfo@64, miss@64",
+            ),
+            ("--scenario nar@1 --at-most nar:cpu=1", "--at-most nar@16: that scenario is not run, but nar@1"),
+            ("--at-most nar:gpu=1", "cpu|wall|p50|client|both"),
+            ("--at-most nar:cpu=nan", "cpu|wall|p50|client|both"),
+        ] {
+            let error = read(&format!("loadtest compare --store /nonexistent {arguments}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        for arguments in ["--at-most nar:cpu=1", "--scenario nar@1,miss --at-most miss@64:p50=2"] {
+            assert!(
+                read(&format!("loadtest compare --store /nonexistent {arguments}")).is_ok(),
+                "{arguments}"
+            );
+        }
     }
 }

@@ -502,7 +502,7 @@ pub fn to_json(outcome: &Outcome, peer: &str) -> Value {
 /// A bound on a median ratio: `nar@16:cpu=1.05`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bound {
-    leg: String,
+    pub leg: String,
     measure: String,
     most: f64,
 }
@@ -513,7 +513,7 @@ impl Bound {
         let form = || "of the form SCENARIO[@CONNECTIONS]:cpu|wall|p50|client|both=RATIO".to_owned();
         let (leg, rest) = text.split_once(':').ok_or_else(form)?;
         let (measure, most) = rest.split_once('=').ok_or_else(form)?;
-        let most = most.parse().map_err(|_| form())?;
+        let most = most.parse().ok().filter(|most: &f64| !most.is_nan()).ok_or_else(form)?;
         if !["cpu", "wall", "p50", "client", "both"].contains(&measure) {
             return Err(form());
         }
