@@ -66,7 +66,7 @@ pub enum Command {
     /// Slow readers and slow senders beside normal clients.
     Slow {
         /// How many are slow.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = at_least_one)]
         slow: usize,
         /// Bytes a second of a slow reader.
         #[arg(long, default_value_t = 16384, value_parser = clap::value_parser!(u64).range(1..))]
@@ -77,7 +77,7 @@ pub enum Command {
     /// Narinfos with the page cache dropped: alone, then while cold NARs stream.
     Cold {
         /// How many NARs stream at a time.
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 8, value_parser = at_least_one)]
         streams: usize,
         /// Million bytes a second of each.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
@@ -423,6 +423,16 @@ mod tests {
         }
         assert!(read("loadtest closure --target http://a").is_ok());
     }
+    #[test]
+    fn a_crowd_of_nobody_is_refused() {
+        for (scenario, option) in [("cold", "--streams"), ("slow", "--slow")] {
+            let error = read(&format!("loadtest {scenario} --target http://a {option} 0")).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("not a count of at least 1"), "{error}");
+            assert!(read(&format!("loadtest {scenario} --target http://a {option} 1")).is_ok(), "{scenario}");
+        }
+    }
+
     #[test]
     fn bounds_on_what_is_not_run_are_refused() {
         for (arguments, words) in [
