@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::database::{self, DatabaseError};
 use crate::engine::{self, Bounds, Judged, Outcome, Progress, Step, Verdict, Workload};
-use crate::lane::{Job, Sink};
-use crate::narinfo::{NarInfo, hash_part, is_cache_info};
+use crate::lane::{Failure, Job, Sink};
+use crate::narinfo::{NarInfo, NarInfoError, hash_part, is_cache_info};
 use crate::random::Random;
 use crate::target::Target;
 
@@ -61,6 +61,8 @@ pub enum CatalogueError {
     NoCache { url: String, why: &'static str },
     #[error("the cache gave no narinfo of use for {failed} of {asked} paths (first: {first})")]
     NarInfos { failed: usize, asked: usize, first: String },
+    #[error("WRONG ANSWERS: {wrong} of {asked} narinfos (first: {first})")]
+    Wrong { wrong: usize, asked: usize, first: String },
     #[error("interrupted")]
     Interrupted,
 }
@@ -121,10 +123,8 @@ pub fn learn(
     if measured.interrupted {
         return Err(CatalogueError::Interrupted);
     }
-    if let Some((hash, why)) = learning.failed.first() {
-        let asked = learning.found.len() + learning.failed.len();
-        let first = format!("{hash}: {why}");
-        return Err(CatalogueError::NarInfos { failed: learning.failed.len(), asked, first });
+    if !learning.failed.is_empty() {
+        return Err(useless(&learning.failed, learning.found.len() + learning.failed.len()));
     }
     // In the order of their hashes, then the same shuffle: answers come in an order of chance.
     learning.found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -132,6 +132,18 @@ pub fn learn(
     random.shuffle(&mut learning.found);
     let (hashes, nars): (Vec<_>, Vec<_>) = learning.found.into_iter().unzip();
     Ok((hashes, nars.into()))
+}
+
+/// Wrong answers are told of before those that are missing.
+fn useless(failed: &[(String, Useless)], asked: usize) -> CatalogueError {
+    let is_wrong = |(_, why): &&(String, Useless)| matches!(why, Useless::Wrong(_));
+    let wrong = failed.iter().filter(is_wrong).count();
+    let first = failed.iter().find(is_wrong).or(failed.first());
+    let first = first.map(|(hash, why)| format!("{hash}: {why}")).unwrap_or_default();
+    match wrong {
+        0 => CatalogueError::NarInfos { failed: failed.len(), asked, first },
+        wrong => CatalogueError::Wrong { wrong, asked, first },
+    }
 }
 
 fn read_list(file: &Path) -> Result<Vec<String>, CatalogueError> {
@@ -186,6 +198,18 @@ impl Workload for Greeting {
     }
 }
 
+/// Why an answer tells nothing of a path.
+#[derive(Debug, thiserror::Error)]
+enum Useless {
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    #[error("status {0}")]
+    Status(u16),
+    /// 200, and no narinfo of the path.
+    #[error(transparent)]
+    Wrong(#[from] NarInfoError),
+}
+
 /// Narinfos to be asked for, and what came of those that were.
 struct Learning {
     queue: VecDeque<String>,
@@ -196,19 +220,19 @@ struct Learning {
     asking: Vec<String>,
     in_flight: usize,
     found: Vec<(String, Nar)>,
-    failed: Vec<(String, String)>,
+    failed: Vec<(String, Useless)>,
 }
 
 impl Learning {
-    fn take(&mut self, hash: &str, outcome: Outcome) -> Result<(), String> {
-        let answer = outcome.map_err(|failure| failure.to_string())?;
+    fn take(&mut self, hash: &str, outcome: Outcome) -> Result<(), Useless> {
+        let answer = outcome?;
         let Sink::Keep(body) = answer.sink else {
             return Ok(());
         };
         if answer.status != 200 {
-            return Err(format!("status {}", answer.status));
+            return Err(Useless::Status(answer.status));
         }
-        let info = NarInfo::parse(&body, hash).map_err(|error| error.to_string())?;
+        let info = NarInfo::parse(&body, hash)?;
         for reference in info.references {
             if self.follow && self.seen.len() < self.limit && !self.seen.contains(&reference) {
                 self.seen.insert(reference.clone());

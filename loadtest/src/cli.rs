@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::catalogue::Source;
 use crate::compare::{Bound, Leg};
@@ -65,7 +66,7 @@ pub enum Command {
     /// Slow readers and slow senders beside normal clients.
     Slow {
         /// How many are slow.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = at_least_one)]
         slow: usize,
         /// Bytes a second of a slow reader.
         #[arg(long, default_value_t = 16384, value_parser = clap::value_parser!(u64).range(1..))]
@@ -76,7 +77,7 @@ pub enum Command {
     /// Narinfos with the page cache dropped: alone, then while cold NARs stream.
     Cold {
         /// How many NARs stream at a time.
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 8, value_parser = at_least_one)]
         streams: usize,
         /// Million bytes a second of each.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
@@ -145,7 +146,7 @@ pub struct Compare {
     /// A line more for the settings file, as 'cache_max_size = 0'; may be repeated.
     #[arg(long, value_name = "LINE")]
     pub setting: Vec<String>,
-    /// Fail if a median ratio is higher: SCENARIO:cpu|wall|p50|client|both=RATIO.
+    /// Fail if a median ratio is higher: SCENARIO:cpu|wall|p50|client|both=RATIO, of a scenario that is run.
     #[arg(long, value_name = "BOUND", value_parser = Bound::parse)]
     pub at_most: Vec<Bound>,
     /// The same seed asks for the same paths in the same order.
@@ -194,7 +195,7 @@ struct SourceArgs {
 /// How much is asked.
 #[derive(Debug, Args)]
 struct Shape {
-    /// Connections; several numbers, separated by commas, give a run each.
+    /// Connections; several numbers, separated by commas, give a run each. Not of `closure`: its clients decide.
     #[arg(short, long, value_delimiter = ',', value_name = "COUNT", value_parser = at_least_one)]
     connections: Vec<usize>,
     /// Seconds: the run ends then at the latest.
@@ -203,7 +204,8 @@ struct Shape {
     /// The run ends after so many requests at the latest.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
-    /// Requests a second, all connections together; each latency counts from when the request was due.
+    /// Requests a second, all connections together; each latency counts from when the request was due. Not of
+    /// `closure`, `nar`, `range` and `churn`: they ask as soon as they may.
     #[arg(long, value_name = "NUMBER", value_parser = rate)]
     rate: Option<f64>,
     /// Go over the paths so many times, each a run of its own; `narinfo` else repeats until its time is over.
@@ -247,6 +249,58 @@ pub struct Output {
     /// Fail if there are more errors.
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub max_errors: u64,
+}
+
+impl Cli {
+    /// Reads the command line. What its command would not heed is a mistake of its own.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::check(Self::try_parse()?)
+    }
+
+    fn check(self) -> Result<Self, clap::Error> {
+        let refusal = match (&self.command, self.command.scenario()) {
+            (_, Some((scenario, load))) => {
+                load.shape.unheeded(&scenario).map(|words| refused(scenario.name(), words))
+            }
+            (Command::Compare(compare), _) => compare.unmeasured().map(|words| refused("compare", words)),
+            _ => None,
+        };
+        refusal.map_or(Ok(self), Err)
+    }
+}
+
+/// A usage error of a subcommand.
+fn refused(subcommand: &str, words: String) -> clap::Error {
+    let mut command = Cli::command();
+    command.build();
+    match command.find_subcommand_mut(subcommand) {
+        Some(subcommand) => subcommand.error(ErrorKind::ArgumentConflict, words),
+        None => command.error(ErrorKind::ArgumentConflict, words),
+    }
+}
+
+impl Compare {
+    /// A bound on what is not to be measured, in words.
+    fn unmeasured(&self) -> Option<String> {
+        let is_run = |bound: &&Bound| self.scenario.iter().any(|leg| leg.name == bound.leg);
+        let bound = self.at_most.iter().find(|bound| !is_run(bound))?;
+        let run: Vec<_> = self.scenario.iter().map(|leg| leg.name.as_str()).collect();
+        Some(format!("--at-most {}: that scenario is not run, but {}", bound.leg, run.join(", ")))
+    }
+}
+
+impl Shape {
+    /// What was given that the scenario has no use for, in words.
+    fn unheeded(&self, scenario: &Scenario) -> Option<String> {
+        let name = scenario.name();
+        if self.rate.is_some() && !scenario.keeps_a_rate() {
+            return Some(format!("--rate is of no use to {name}: it asks as soon as it may"));
+        }
+        if !self.connections.is_empty() && !scenario.takes_connections() {
+            return Some(format!("--connections is of no use to {name}: --clients decides, 25 for each"));
+        }
+        None
+    }
 }
 
 impl Load {
@@ -333,12 +387,72 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).and_then(Cli::check)
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+    #[test]
+    fn what_a_scenario_would_not_heed_is_refused() {
+        for (scenario, option) in [
+            ("closure", "--rate"),
+            ("nar", "--rate"),
+            ("range", "--rate"),
+            ("churn", "--rate"),
+            ("closure", "--connections"),
+        ] {
+            let error = read(&format!("loadtest {scenario} --target http://a {option} 5")).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            let text = error.to_string();
+            assert!(text.contains(&format!("{option} is of no use to {scenario}")), "{text}");
+            assert!(text.contains(&format!("Usage: loadtest {scenario}")), "{text}");
+        }
+        for scenario in ["narinfo", "miss", "connect", "idle", "slow", "cold"] {
+            assert!(
+                read(&format!("loadtest {scenario} --target http://a --rate 5 -c 5")).is_ok(),
+                "{scenario}"
+            );
+        }
+        for scenario in ["nar", "range", "churn"] {
+            assert!(read(&format!("loadtest {scenario} --target http://a -c 5")).is_ok(), "{scenario}");
+        }
+        assert!(read("loadtest closure --target http://a").is_ok());
+    }
+    #[test]
+    fn a_crowd_of_nobody_is_refused() {
+        for (scenario, option) in [("cold", "--streams"), ("slow", "--slow")] {
+            let error = read(&format!("loadtest {scenario} --target http://a {option} 0")).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("not a count of at least 1"), "{error}");
+            assert!(read(&format!("loadtest {scenario} --target http://a {option} 1")).is_ok(), "{scenario}");
+        }
+    }
+
+    #[test]
+    fn bounds_on_what_is_not_run_are_refused() {
+        for (arguments, words) in [
+            (
+                "--at-most range:cpu=1",
+                "--at-most range@16: that scenario is not run, but nar@16, narinfo@64, miss@64",
+            ),
+            ("--scenario nar@1 --at-most nar:cpu=1", "--at-most nar@16: that scenario is not run, but nar@1"),
+            ("--at-most nar:gpu=1", "cpu|wall|p50|client|both"),
+            ("--at-most nar:cpu=nan", "cpu|wall|p50|client|both"),
+        ] {
+            let error = read(&format!("loadtest compare --store /nonexistent {arguments}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        for arguments in ["--at-most nar:cpu=1", "--scenario nar@1,miss --at-most miss@64:p50=2"] {
+            assert!(
+                read(&format!("loadtest compare --store /nonexistent {arguments}")).is_ok(),
+                "{arguments}"
+            );
+        }
     }
 }

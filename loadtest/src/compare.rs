@@ -107,6 +107,8 @@ pub enum CompareError {
     Port(io::Error),
     #[error("{run}: nothing to compare: {answered} requests answered, {errors} errors")]
     Nothing { run: String, answered: u64, errors: u64 },
+    #[error("interrupted before any pair was complete: nothing is compared")]
+    Interrupted,
 }
 
 /// One side's figures of one leg, each a request or a GiB.
@@ -163,21 +165,22 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
+    /// None of nothing.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
-        let (low, high) = ((values.len().saturating_sub(1)) / 2, values.len() / 2);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        Self { median: f64::midpoint(at(low), at(high)), min: at(0), max: at(values.len().saturating_sub(1)) }
+        let (&min, &max) = (values.first()?, values.last()?);
+        let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+        Some(Self { median: f64::midpoint(low, high), min, max })
     }
 }
 
-/// A measure of a leg: the medians of both sides, and the ratio pair by pair.
+/// A measure of a leg: the medians of both sides, and the ratio pair by pair. None where no pair is complete.
 #[derive(Debug)]
 pub struct Ratio {
     pub measure: &'static str,
-    pub server: f64,
-    pub peer: f64,
-    pub ratio: Spread,
+    pub server: Option<f64>,
+    pub peer: Option<f64>,
+    pub ratio: Option<Spread>,
 }
 
 impl Compared {
@@ -190,8 +193,8 @@ impl Compared {
             };
             let (server, peer) = (values(|pair| &pair.0), values(|pair| &pair.1));
             let ratios = server.iter().zip(&peer).map(|(a, b)| a / b).collect();
-            let (server, peer) = (Spread::of(server).median, Spread::of(peer).median);
-            Ratio { measure, server, peer, ratio: Spread::of(ratios) }
+            let median = |values| Spread::of(values).map(|spread| spread.median);
+            Ratio { measure, server: median(server), peer: median(peer), ratio: Spread::of(ratios) }
         };
         names.into_iter().enumerate().map(ratio).collect()
     }
@@ -202,6 +205,23 @@ impl Compared {
 pub struct Outcome {
     pub compared: Vec<Compared>,
     pub runs: Vec<Run>,
+    /// By a signal: pairs are missing.
+    pub interrupted: bool,
+}
+
+impl Outcome {
+    /// Whether there is anything to compare.
+    pub fn is_empty(&self) -> bool {
+        self.compared.iter().all(|compared| compared.pairs.is_empty())
+    }
+
+    /// What an interruption left, in words.
+    pub fn interruption(&self, pairs: usize) -> Option<String> {
+        let count = |compared: &Compared| format!("{} {} of {pairs}", compared.leg, compared.pairs.len());
+        let counts: Vec<_> = self.compared.iter().map(count).collect();
+        self.interrupted
+            .then(|| format!("interrupted; pairs that were complete by then: {}", counts.join(", ")))
+    }
 }
 
 /// Runs the comparison: ends by itself, and with it the servers it started.
@@ -254,7 +274,7 @@ fn run_in(
         },
     ];
     let running = if comparison.fresh { None } else { Some([sides[0].start()?, sides[1].start()?]) };
-    let mut outcome = Outcome { compared: Vec::new(), runs: Vec::new() };
+    let mut outcome = Outcome { compared: Vec::new(), runs: Vec::new(), interrupted: false };
     for leg in &comparison.legs {
         let mut compared = Compared {
             leg: leg.name.clone(),
@@ -265,7 +285,12 @@ fn run_in(
         };
         // Pair 0 warms: plans, caches, the kernel's own.
         for pair in usize::from(comparison.fresh)..=comparison.pairs {
-            let Some([server, peer]) = run_pair(&sides, running.as_ref(), leg, pair, stop, tell)? else {
+            let ran = match stop.load(Ordering::Relaxed) {
+                true => None,
+                false => run_pair(&sides, running.as_ref(), leg, pair, stop, tell)?,
+            };
+            let Some([server, peer]) = ran else {
+                outcome.interrupted = true;
                 break;
             };
             for run in [&server, &peer] {
@@ -279,10 +304,6 @@ fn run_in(
             outcome.runs.extend([server, peer]);
         }
         outcome.compared.push(compared);
-        if stop.load(Ordering::Relaxed) {
-            say("interrupted: the pairs that were complete by then");
-            break;
-        }
     }
     Ok(outcome)
 }
@@ -423,6 +444,8 @@ pub fn table(outcome: &Outcome, peer: &str) -> String {
                 (_, true) => format!("{value:.3} s/GiB"),
                 (_, false) => format!("{value:.2} µs/req"),
             };
+            let times =
+                |part: fn(Spread) -> f64| or_dash(ratio.ratio.map(part), |value| format!("{value:.3}"));
             let what = match ratio.measure {
                 "cpu" => "server's cpu",
                 "client" => "client's cpu",
@@ -432,11 +455,11 @@ pub fn table(outcome: &Outcome, peer: &str) -> String {
             rows.push(vec![
                 if index == 0 { compared.leg.clone() } else { String::new() },
                 what.to_owned(),
-                shown(ratio.server),
-                shown(ratio.peer),
-                format!("{:.3}", ratio.ratio.median),
-                format!("{:.3}", ratio.ratio.min),
-                format!("{:.3}", ratio.ratio.max),
+                or_dash(ratio.server, shown),
+                or_dash(ratio.peer, shown),
+                times(|spread| spread.median),
+                times(|spread| spread.min),
+                times(|spread| spread.max),
                 compared.pairs.len().to_string(),
             ]);
         }
@@ -444,12 +467,19 @@ pub fn table(outcome: &Outcome, peer: &str) -> String {
     output::aligned(&rows, 2)
 }
 
-/// For programs.
+/// `–` for what was not measured, and for a ratio to nothing.
+fn or_dash(value: Option<f64>, shown: impl Fn(f64) -> String) -> String {
+    value.filter(|value| value.is_finite()).map_or_else(|| "–".to_owned(), shown)
+}
+
+/// For programs. What was not measured is null.
 pub fn to_json(outcome: &Outcome, peer: &str) -> Value {
     let ratio = |ratio: Ratio| {
         json!({
             "measure": ratio.measure, "server": ratio.server, "peer": ratio.peer,
-            "ratio": ratio.ratio.median, "min": ratio.ratio.min, "max": ratio.ratio.max,
+            "ratio": ratio.ratio.map(|spread| spread.median),
+            "min": ratio.ratio.map(|spread| spread.min),
+            "max": ratio.ratio.map(|spread| spread.max),
         })
     };
     let compared = |compared: &Compared| {
@@ -462,13 +492,17 @@ pub fn to_json(outcome: &Outcome, peer: &str) -> Value {
             "ratios": compared.ratios().into_iter().map(ratio).collect::<Vec<_>>(),
         })
     };
-    json!({ "peer": peer, "scenarios": outcome.compared.iter().map(compared).collect::<Vec<_>>() })
+    json!({
+        "peer": peer,
+        "interrupted": outcome.interrupted,
+        "scenarios": outcome.compared.iter().map(compared).collect::<Vec<_>>(),
+    })
 }
 
 /// A bound on a median ratio: `nar@16:cpu=1.05`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bound {
-    leg: String,
+    pub leg: String,
     measure: String,
     most: f64,
 }
@@ -479,7 +513,7 @@ impl Bound {
         let form = || "of the form SCENARIO[@CONNECTIONS]:cpu|wall|p50|client|both=RATIO".to_owned();
         let (leg, rest) = text.split_once(':').ok_or_else(form)?;
         let (measure, most) = rest.split_once('=').ok_or_else(form)?;
-        let most = most.parse().map_err(|_| form())?;
+        let most = most.parse().ok().filter(|most: &f64| !most.is_nan()).ok_or_else(form)?;
         if !["cpu", "wall", "p50", "client", "both"].contains(&measure) {
             return Err(form());
         }
@@ -491,10 +525,10 @@ impl Bound {
         let Self { leg, measure, most } = self;
         let compared = outcome.compared.iter().find(|compared| compared.leg == *leg);
         let ratios = compared.map(Compared::ratios).unwrap_or_default();
-        let Some(ratio) = ratios.into_iter().find(|ratio| ratio.measure == measure) else {
+        let ratio = ratios.into_iter().find(|ratio| ratio.measure == measure);
+        let Some(median) = ratio.and_then(|ratio| ratio.ratio).map(|spread| spread.median) else {
             return Some(format!("{leg}: {measure} was not measured"));
         };
-        let median = ratio.ratio.median;
         // Nor is a ratio that is no number within the bound.
         (median.is_nan() || median > *most)
             .then(|| format!("{leg}: {measure} ratio {median:.3}, more than {most}"))
@@ -514,11 +548,34 @@ mod tests {
         let pairs = [(1.0, 2.0), (30.0, 20.0), (4.0, 4.0)].map(|(a, b)| (figures(a), figures(b))).to_vec();
         let compared = Compared { leg: "nar@16".into(), by_bytes: true, pairs, wrong: 0, errors: 0 };
         let cpu = &compared.ratios()[0];
-        assert_eq!(cpu.ratio, Spread { median: 1.0, min: 0.5, max: 1.5 });
-        let outcome = Outcome { compared: vec![compared], runs: Vec::new() };
+        assert_eq!(cpu.ratio, Some(Spread { median: 1.0, min: 0.5, max: 1.5 }));
+        let outcome = Outcome { compared: vec![compared], runs: Vec::new(), interrupted: false };
         assert_eq!(Bound::parse("nar:cpu=1.0").unwrap().missed(&outcome), None);
         assert!(Bound::parse("nar@16:cpu=0.99").unwrap().missed(&outcome).is_some());
         assert!(Bound::parse("miss:cpu=9").unwrap().missed(&outcome).is_some());
+    }
+
+    #[test]
+    fn without_a_complete_pair_there_are_no_numbers() {
+        let compared =
+            |leg: &str, pairs| Compared { leg: leg.into(), by_bytes: true, pairs, wrong: 0, errors: 0 };
+        let none = compared("nar@16", Vec::new());
+        let mut outcome = Outcome { compared: vec![none], runs: Vec::new(), interrupted: true };
+        assert!(outcome.is_empty());
+        let ratio = &to_json(&outcome, "nginx")["scenarios"][0]["ratios"][0];
+        assert!(ratio["ratio"].is_null() && ratio["server"].is_null(), "{ratio:#}");
+        let missed = Bound::parse("nar@16:cpu=9").unwrap().missed(&outcome).unwrap();
+        assert_eq!(missed, "nar@16: cpu was not measured");
+        // One pair, whose peer cost nothing that could be measured.
+        outcome.compared.push(compared("nar@1", vec![(figures(1.0), figures(0.0))]));
+        assert!(!outcome.is_empty());
+        let table = table(&outcome, "nginx");
+        assert!(!table.contains("NaN") && !table.contains("inf"), "{table}");
+        let cells = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let first = table.lines().find(|line| line.starts_with("nar@16")).unwrap();
+        assert_eq!(cells(first), ["nar@16", "server's", "cpu", "–", "–", "–", "–", "–", "0"]);
+        let words = outcome.interruption(5).unwrap();
+        assert!(words.ends_with("complete by then: nar@16 0 of 5, nar@1 1 of 5"), "{words}");
     }
 
     #[test]
@@ -535,6 +592,6 @@ mod tests {
 
     #[test]
     fn the_median_of_an_even_count_lies_between() {
-        assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]).median, 2.5);
+        assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
     }
 }

@@ -20,7 +20,7 @@ use crate::target::Target;
 const TICK: Duration = Duration::from_millis(250);
 /// After a connection could not be made, its lane waits so long.
 const BACK_OFF: Duration = Duration::from_millis(50);
-/// How long requests in flight at the end may take to end.
+/// How long answers under way at the end may take to end; no request is begun in it.
 const GRACE: Duration = Duration::from_secs(5);
 /// Events taken by one look.
 const EVENTS_MAX: usize = 1024;
@@ -79,13 +79,10 @@ pub trait Workload {
     fn done(&mut self, lane: usize, job: Job, outcome: Outcome, now: Instant) -> Verdict;
     /// The server closed a lane's connection while nothing was asked on it.
     fn idle_closed(&mut self, _lane: usize) {}
-    /// Whether a request that was due before the end has not been taken.
-    fn is_behind(&self, _end: Instant) -> bool {
-        false
-    }
-    /// Requests that were due before the end and never taken: series, and how long they had waited.
-    fn overdue(&mut self, _end: Instant) -> Vec<(usize, Duration)> {
-        Vec::new()
+    /// Requests that were due before the end and never taken: series, and how long they had waited. Many, where
+    /// the rate was far too high.
+    fn overdue(&self, _end: Instant) -> Box<dyn Iterator<Item = (usize, Duration)> + '_> {
+        Box::new(std::iter::empty())
     }
     /// What else it saw, in words.
     fn notes(&mut self) -> Vec<String> {
@@ -257,6 +254,7 @@ impl<'a> Engine<'a> {
                 _ => {}
             }
             now = Instant::now();
+            self.check_bounds(now);
             for event in &events {
                 let lane = event.token().0;
                 if lane < self.places.len() {
@@ -267,22 +265,29 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// When time is over, however late the loop comes to see it.
+    fn end_of_time(&self) -> Instant {
+        self.start + self.bounds.duration
+    }
+
     fn check_bounds(&mut self, now: Instant) {
-        let over = now - self.start >= self.bounds.duration || self.handed >= self.bounds.requests;
+        let over = now >= self.end_of_time() || self.handed >= self.bounds.requests;
         if over && self.stopping.is_none() {
             self.stopping = Some(now);
         }
-        if now - self.start >= self.bounds.duration && !self.cancelled {
+        if now >= self.end_of_time() && !self.cancelled {
             self.cancelled = true;
             self.cancel_due();
         }
     }
 
-    /// Time is over: what would be due later is not sent.
+    /// Time is over: what is due later is not sent. A request that was due just before and has a lane of its own
+    /// goes out yet, as nothing but this loop kept it from that.
     fn cancel_due(&mut self) {
+        let end = self.end_of_time();
         for lane in 0..self.places.len() {
             let waits = &mut self.places[lane].waits;
-            if matches!(waits, Waits::Due(_)) {
+            if matches!(waits, Waits::Due(job) if job.due.is_none_or(|due| due >= end)) {
                 if let Waits::Due(job) = std::mem::replace(waits, Waits::Turn) {
                     self.in_flight -= usize::from(!job.background);
                 }
@@ -299,8 +304,7 @@ impl<'a> Engine<'a> {
             return false;
         };
         // Where the count is the bound, timeouts alone end what hangs, and the duration with its grace.
-        let by_time = now - self.start >= self.bounds.duration;
-        self.in_flight == 0 || (by_time && now - since.max(self.start + self.bounds.duration) >= GRACE)
+        self.in_flight == 0 || now.saturating_duration_since(since.max(self.end_of_time())) >= GRACE
     }
 
     /// How long to wait for sockets: to the next timer, or to the tick.
@@ -361,9 +365,7 @@ impl<'a> Engine<'a> {
 
     fn ask(&mut self, lane: usize, now: Instant) {
         self.tend_idle(lane);
-        if let Some(since) = self.stopping
-            && !self.may_catch_up(since, now)
-        {
+        if self.stopping.is_some() {
             return self.end(lane);
         }
         match self.workload.next(lane, now) {
@@ -391,15 +393,6 @@ impl<'a> Engine<'a> {
             }
             Step::End => self.end(lane),
         }
-    }
-
-    /// What was due before time was over is sent all the same, within the grace: a backlog belongs to what is
-    /// measured.
-    fn may_catch_up(&self, since: Instant, now: Instant) -> bool {
-        self.cancelled
-            && now - since < GRACE
-            && self.handed < self.bounds.requests
-            && self.workload.is_behind(since)
     }
 
     fn end(&mut self, lane: usize) {
@@ -533,7 +526,10 @@ impl<'a> Engine<'a> {
         // The time in which requests were begun, or until the last of them ended if that took longer.
         let end = self.stopping.unwrap_or(now).min(now);
         if !self.interrupted {
-            for (series, waited) in self.workload.overdue(end) {
+            // What the count left no room for was not to be sent.
+            let room =
+                usize::try_from(self.bounds.requests.saturating_sub(self.handed)).unwrap_or(usize::MAX);
+            for (series, waited) in self.workload.overdue(end.min(self.end_of_time())).take(room) {
                 self.series[series].never_sent(waited);
             }
             self.count_unanswered();
@@ -561,5 +557,93 @@ impl<'a> Engine<'a> {
                 self.series[flight.job.series].failed("unanswered at the end");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread;
+
+    use super::*;
+    use crate::scenarios::Schedule;
+
+    /// One connection that is asked for more than it can do, at a rate.
+    struct TooMuch {
+        schedule: Schedule,
+        asked: Vec<Instant>,
+    }
+
+    impl Workload for TooMuch {
+        fn lanes(&self) -> usize {
+            1
+        }
+
+        fn series(&self) -> Vec<&'static str> {
+            vec!["much"]
+        }
+
+        fn next(&mut self, _lane: usize, now: Instant) -> Step {
+            self.asked.push(now);
+            let due = Some(self.schedule.claim(now));
+            Step::Send(Job { due, ..Job::get(0, "x".to_owned()) })
+        }
+
+        fn done(&mut self, _lane: usize, _job: Job, outcome: Outcome, _now: Instant) -> Verdict {
+            outcome.map_or_else(|failure| Judged::Bad(failure.kind()), |_| Judged::Good).into()
+        }
+
+        fn overdue(&self, end: Instant) -> Box<dyn Iterator<Item = (usize, Duration)> + '_> {
+            Box::new(self.schedule.overdue(end).map(|waited| (0, waited)))
+        }
+    }
+
+    /// Answers each request on one connection.
+    fn answering() -> Target {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let target = Target::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            // One at a time, and shorter than this: a read is a request.
+            while stream.read(&mut request).is_ok_and(|count| count > 0) {
+                if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").is_err() {
+                    return;
+                }
+            }
+        });
+        target
+    }
+
+    fn overload(bounds: Bounds) -> (Measured, Vec<Instant>) {
+        let mut workload = TooMuch { schedule: Schedule::new(1e6), asked: Vec::new() };
+        let stop = AtomicBool::new(false);
+        let measured = run(&answering(), &mut workload, bounds, &stop, &mut |_| {}).unwrap();
+        (measured, workload.asked)
+    }
+
+    #[test]
+    fn a_backlog_is_not_sent_once_time_is_over() {
+        let duration = Duration::from_millis(300);
+        let bounds = Bounds { duration, requests: u64::MAX, timeout: Duration::from_secs(60) };
+        let (measured, asked) = overload(bounds);
+        // The run began before its first request.
+        assert!(asked.iter().all(|&at| at < asked[0] + duration));
+        let series = &measured.series[0];
+        let sent = asked.len() as u64;
+        // All that were due are in the one count or the other, and no more than the rate gives.
+        assert_eq!(series.requests, sent);
+        let due = sent + series.errors["not sent in time"];
+        assert!(due <= 300_000, "{due}");
+    }
+
+    #[test]
+    fn what_the_count_left_no_room_for_is_no_error() {
+        let bounds =
+            Bounds { duration: Duration::from_secs(600), requests: 5, timeout: Duration::from_secs(60) };
+        let (measured, asked) = overload(bounds);
+        assert_eq!((asked.len(), measured.series[0].requests), (5, 5));
+        assert_eq!(measured.series[0].error_count(), 0);
     }
 }

@@ -30,10 +30,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::Parser as _;
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use catalogue::CatalogueError;
 use cli::{Cli, Command, Compare, Corpus, Load, Output};
 use compare::{CompareError, Comparison};
 use corpus::CorpusError;
@@ -68,8 +68,21 @@ enum Error {
     Signal(io::Error),
 }
 
+impl Error {
+    /// Wrong answers are a failure of the cache, also where they are met before anything is measured.
+    fn code(&self) -> u8 {
+        match self {
+            Self::Measure(error) | Self::Compare(CompareError::Measure(error)) => match error {
+                MeasureError::Catalogue(CatalogueError::Wrong { .. }) => FAILED,
+                _ => UNUSABLE,
+            },
+            _ => UNUSABLE,
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read().unwrap_or_else(|error| error.exit());
     process::raise_descriptors();
     let ended = match &cli.command {
         Command::Corpus(corpus) => make_corpus(corpus).map(|()| true),
@@ -82,7 +95,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nobody may be listening any more.
             let _ = writeln!(io::stderr(), "loadtest: {error}");
-            ExitCode::from(UNUSABLE)
+            ExitCode::from(error.code())
         }
     }
 }
@@ -117,8 +130,14 @@ fn compare(args: &Compare) -> Result<bool, Error> {
     let outcome = compare::run(&comparison, &stop, &mut |step| say(&format!("{step}\n")), &mut tell)?;
     line.clear();
     say(&compare::table(&outcome, peer));
+    if let Some(words) = outcome.interruption(args.pairs) {
+        say(&format!("{words}\n"));
+    }
     let json = output::to_json("127.0.0.1", &outcome.runs, Some(compare::to_json(&outcome, peer)));
     write_results(&json, args.json.as_deref(), args.report.as_deref())?;
+    if outcome.interrupted && outcome.is_empty() {
+        return Err(CompareError::Interrupted.into());
+    }
     let mut missed: Vec<_> = args.at_most.iter().filter_map(|bound| bound.missed(&outcome)).collect();
     for compared in outcome.compared.iter().filter(|compared| compared.wrong + compared.errors > 0) {
         missed

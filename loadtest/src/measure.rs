@@ -80,6 +80,20 @@ impl Scenario {
         }
     }
 
+    /// Whether requests may be due at a fixed rate; the others ask in a closed loop alone.
+    pub fn keeps_a_rate(&self) -> bool {
+        match self {
+            Self::Narinfo | Self::Miss | Self::Connect => true,
+            Self::Idle { .. } | Self::Slow { .. } | Self::Cold { .. } => true,
+            Self::Closure { .. } | Self::Nar | Self::Range | Self::Churn => false,
+        }
+    }
+
+    /// Whether the number of connections can be chosen.
+    pub fn takes_connections(&self) -> bool {
+        !matches!(self, Self::Closure { .. })
+    }
+
     /// Requests a second, where a closed loop would say little.
     fn rate(&self) -> Option<f64> {
         match self {
@@ -172,8 +186,7 @@ impl Session {
     pub fn run(&self, scenario: &Scenario, tell: Tell) -> Result<Vec<Run>, MeasureError> {
         let own = scenario.connections();
         let asked = &self.settings.connections;
-        let connections =
-            if asked.is_empty() || matches!(scenario, Scenario::Closure { .. }) { &own } else { asked };
+        let connections = if asked.is_empty() || !scenario.takes_connections() { &own } else { asked };
         let mut runs = Vec::new();
         for &count in connections {
             for pass in 1..=self.settings.passes.unwrap_or(1) {

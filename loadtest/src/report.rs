@@ -249,8 +249,14 @@ fn ratios(comparison: &Value) -> String {
     let mut bars = Vec::new();
     for scenario in comparison["scenarios"].as_array().map_or(&[][..], Vec::as_slice) {
         for ratio in scenario["ratios"].as_array().map_or(&[][..], Vec::as_slice) {
+            // Null: no pair was complete, or the peer's cost was nothing that could be measured.
+            let (Some(median), Some(min), Some(max)) =
+                (ratio["ratio"].as_f64(), ratio["min"].as_f64(), ratio["max"].as_f64())
+            else {
+                continue;
+            };
             let name = format!("{} {}", text(&scenario["scenario"]), text(&ratio["measure"]));
-            bars.push((name, number(&ratio["ratio"]), number(&ratio["min"]), number(&ratio["max"])));
+            bars.push((name, median, min, max));
         }
     }
     if bars.is_empty() {
@@ -296,6 +302,9 @@ fn table(runs: &[Value]) -> String {
     for run in runs {
         for series in run["series"].as_array().map_or(&[][..], Vec::as_slice) {
             let latency = &series["latency_us"];
+            // A latency that was measured is never 0.
+            let measured = number(&latency["max"]) > 0.0;
+            let waited = |key: &str| if measured { time(number(&latency[key])) } else { "–".to_owned() };
             let errors: f64 =
                 series["errors"].as_object().map_or(0.0, |kinds| kinds.values().map(number).sum());
             let cells = [
@@ -305,10 +314,10 @@ fn table(runs: &[Value]) -> String {
                 series["requests"].to_string(),
                 format!("{:.0}", number(&series["per_second"])),
                 size(number(&series["bytes"])),
-                time(number(&latency["p50"])),
-                time(number(&latency["p99"])),
-                time(number(&latency["p99_9"])),
-                time(number(&latency["max"])),
+                waited("p50"),
+                waited("p99"),
+                waited("p99_9"),
+                waited("max"),
                 run["server"]["cpu_us_per_request"].as_f64().map_or_else(|| "–".to_owned(), time),
                 if errors > 0.0 { format!("<span class=\"bad\">{errors}</span>") } else { "0".to_owned() },
             ];
@@ -342,14 +351,8 @@ mod tests {
     use crate::output::to_json;
     use crate::stats::{Run, Series};
 
-    fn measured() -> Value {
-        let mut series = Series::new("narinfo");
-        for at in 0..500u64 {
-            series.answered(200, Duration::from_micros(100 + at), Duration::from_millis(at * 10));
-            series.received(1000, Duration::from_millis(at * 10));
-        }
-        series.failed("timed out");
-        let run = Run {
+    fn run_of(series: Series) -> Run {
+        Run {
             name: "<narinfo> & co".to_owned(),
             connections: 4,
             wall: Duration::from_secs(5),
@@ -361,7 +364,17 @@ mod tests {
             wrong: 0,
             notes: Vec::new(),
             interrupted: false,
-        };
+        }
+    }
+
+    fn measured() -> Value {
+        let mut series = Series::new("narinfo");
+        for at in 0..500u64 {
+            series.answered(200, Duration::from_micros(100 + at), Duration::from_millis(at * 10));
+            series.received(1000, Duration::from_millis(at * 10));
+        }
+        series.failed("timed out");
+        let run = run_of(series);
         let ratio = json!({ "measure": "cpu", "ratio": 0.9, "min": 0.8, "max": 1.2 });
         let comparison =
             json!({ "peer": "nginx", "scenarios": [{ "scenario": "nar@16", "ratios": [ratio] }] });
@@ -405,6 +418,24 @@ mod tests {
         let runs = names.map(|name| json!({ "name": name }));
         let left: Vec<_> = drawn(&runs).into_iter().map(|run| text(&run["name"])).collect();
         assert_eq!(left, names[2..]);
+    }
+
+    #[test]
+    fn a_series_without_answers_has_no_latencies() {
+        let measured = measured();
+        assert!(!table(measured["runs"].as_array().unwrap()).contains(">–</td><td>–<"));
+        let json = to_json("http://a", &[run_of(Series::new("slow"))], None);
+        let table = table(json["runs"].as_array().unwrap());
+        assert!(!table.contains("µs"), "{table}");
+        assert!(table.contains("<td>–</td><td>–</td><td>–</td><td>–</td>"), "{table}");
+    }
+
+    #[test]
+    fn ratios_of_no_pair_are_not_drawn() {
+        let none = json!({ "measure": "cpu", "ratio": null, "min": null, "max": null });
+        let comparison =
+            json!({ "peer": "nginx", "scenarios": [{ "scenario": "nar@16", "ratios": [none] }] });
+        assert_eq!(ratios(&comparison), "");
     }
 
     #[test]

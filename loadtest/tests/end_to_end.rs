@@ -257,6 +257,24 @@ fn wrong_bytes_fail() {
 }
 
 #[test]
+fn wrong_narinfos_fail_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = list(folder.path());
+    let mut cache = Cache::new();
+    let other = cache.files[&format!("/{}.narinfo", HASHES[0])].clone();
+    cache.files.insert(format!("/{}.narinfo", HASHES[1]), other);
+    // One that is missing does not hide one that is wrong.
+    cache.files.remove(&format!("/{}.narinfo", HASHES[2]));
+    let url = cache.serve();
+    for scenario in ["nar", "range", "closure"] {
+        let output = loadtest(&[scenario, "--target", &url, "--paths", &paths]);
+        assert_eq!(code(&output), 1, "{}", printed(&output));
+        let words = format!("1 of 3 narinfos (first: {}: narinfo of another path)", HASHES[1]);
+        assert!(printed(&output).contains(&words), "{}", printed(&output));
+    }
+}
+
+#[test]
 fn compressed_nars_are_decompressed_to_be_verified() {
     let folder = tempfile::tempdir().unwrap();
     let paths = list(folder.path());
@@ -444,4 +462,48 @@ fn servers_are_compared_and_ended() {
     let output = loadtest(&["compare", "--store", &store, "--server", "echo no such key >&2; exit 3"]);
     assert_eq!(code(&output), 2);
     assert!(printed(&output).contains("no such key"), "{}", printed(&output));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_comparison_interrupted_before_a_pair_is_complete_has_no_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    small_store(folder.path());
+    let store = folder.path().display().to_string();
+    let json = folder.path().join("out.json");
+    // The server's first NAR takes as long as the test likes.
+    let reached = folder.path().join("reached");
+    let script = format!(
+        "import http.server, time\n\
+         class Handler(http.server.SimpleHTTPRequestHandler):\n\
+         \x20   def do_GET(self):\n\
+         \x20       if self.path.endswith('.nar'):\n\
+         \x20           open('{}', 'w').close()\n\
+         \x20           time.sleep(600)\n\
+         \x20       super().do_GET()\n\
+         import sys\n\
+         http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()\n",
+        reached.display()
+    );
+    let program = folder.path().join("server.py");
+    fs::write(&program, script).unwrap();
+    let server = format!("cd '{store}/flat' && exec python3 '{}' {{port}}", program.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.args(["compare", "--store", &store, "--server", &server, "--pairs", "3"]);
+    command.args(["--scenario", "nar@2,miss@2", "--json"]).arg(&json);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    while !reached.exists() {
+        assert!(begun.elapsed() < LIMIT, "it asks for no NAR");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 2, "{}", printed(&output));
+    let printed = printed(&output);
+    assert!(!printed.contains("NaN"), "{printed}");
+    assert!(printed.contains("nar@2 0 of 3, miss@2 0 of 3"), "{printed}");
+    let value: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    assert!(value["comparison"]["scenarios"][0]["ratios"][0]["ratio"].is_null(), "{value:#}");
 }

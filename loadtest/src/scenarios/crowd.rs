@@ -184,12 +184,8 @@ impl Workload for Beside {
         self.closed += u64::from(lane >= self.normal);
     }
 
-    fn is_behind(&self, end: Instant) -> bool {
-        self.queries.is_behind(end)
-    }
-
-    fn overdue(&mut self, end: Instant) -> Vec<(usize, Duration)> {
-        self.queries.overdue(end).into_iter().map(|waited| (NORMAL, waited)).collect()
+    fn overdue(&self, end: Instant) -> Box<dyn Iterator<Item = (usize, Duration)> + '_> {
+        Box::new(self.queries.overdue(end).map(|(_, waited)| (NORMAL, waited)))
     }
 
     fn notes(&mut self) -> Vec<String> {

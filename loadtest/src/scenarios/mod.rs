@@ -32,18 +32,11 @@ impl Schedule {
         due
     }
 
-    /// Whether one that was due before `end` has not been claimed.
-    pub fn is_behind(&self, end: Instant) -> bool {
-        self.start.is_some_and(|start| start + self.interval * self.claimed < end)
-    }
-
     /// How long those that were due before `end` and never claimed have waited.
-    pub fn overdue(&self, end: Instant) -> Vec<Duration> {
-        let Some(start) = self.start else {
-            return Vec::new();
-        };
-        let waited = |slot: u32| end.checked_duration_since(start + self.interval * slot);
-        (self.claimed..).map_while(waited).filter(|waited| !waited.is_zero()).collect()
+    pub fn overdue(&self, end: Instant) -> impl Iterator<Item = Duration> {
+        let (start, interval) = (self.start, self.interval);
+        let waited = move |slot: u32| end.checked_duration_since(start? + interval * slot);
+        (self.claimed..=u32::MAX).map_while(waited).filter(|waited| !waited.is_zero())
     }
 }
 
@@ -59,9 +52,8 @@ mod tests {
         let late = start + Duration::from_secs(1);
         assert_eq!(schedule.claim(late) - start, Duration::from_millis(10));
         assert_eq!(schedule.claim(late) - start, Duration::from_millis(20));
-        let overdue = schedule.overdue(start + Duration::from_millis(55));
-        assert!(schedule.is_behind(start + Duration::from_millis(31)));
-        assert!(!schedule.is_behind(start + Duration::from_millis(30)));
+        assert_eq!(schedule.overdue(start + Duration::from_millis(30)).count(), 0);
+        let overdue: Vec<_> = schedule.overdue(start + Duration::from_millis(55)).collect();
         assert_eq!(overdue, [25, 15, 5].map(Duration::from_millis));
     }
 }

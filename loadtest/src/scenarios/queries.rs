@@ -124,16 +124,6 @@ impl Queries {
             (_, status) => Judged::Bad(status_kind(status)),
         }
     }
-
-    /// See [`Workload::is_behind`].
-    pub fn is_behind(&self, end: Instant) -> bool {
-        self.remaining > 0 && self.schedule.as_ref().is_some_and(|schedule| schedule.is_behind(end))
-    }
-
-    /// See [`Workload::overdue`].
-    pub fn overdue(&self, end: Instant) -> Vec<Duration> {
-        self.schedule.as_ref().map_or_else(Vec::new, |schedule| schedule.overdue(end))
-    }
 }
 
 /// An unexpected status, as tables show it.
@@ -164,12 +154,9 @@ impl Workload for Queries {
         self.judge(&job, &outcome).into()
     }
 
-    fn is_behind(&self, end: Instant) -> bool {
-        Queries::is_behind(self, end)
-    }
-
-    fn overdue(&mut self, end: Instant) -> Vec<(usize, Duration)> {
+    fn overdue(&self, end: Instant) -> Box<dyn Iterator<Item = (usize, Duration)> + '_> {
         let bounded = usize::try_from(self.remaining).unwrap_or(usize::MAX);
-        Queries::overdue(self, end).into_iter().take(bounded).map(|waited| (0, waited)).collect()
+        let waited = self.schedule.iter().flat_map(move |schedule| schedule.overdue(end));
+        Box::new(waited.take(bounded).map(|waited| (0, waited)))
     }
 }
