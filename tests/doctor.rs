@@ -276,7 +276,7 @@ fn a_further_key_is_shown_to_a_client_that_does_not_trust_it_yet() {
     let (url, key) = (both.url(), format!("trusted-public-keys = {} {next_public}", case.public));
     let line = format!("nix.conf: extra-trusted-public-keys = {next_public}");
     // With a path in common, and without: then it is the page that shows the keys.
-    let elsewhere = format!("substituters = {url}\nstore = local?real=/nonexistent");
+    let elsewhere = format!("substituters = {url}\nstore = local?real=/nonexistent/store");
     let seats = || [case.client_of(&url), Seat::fresh(&case.store.dir()).conf(&elsewhere)];
     let of_both = ["what it serves is signed by", "its page shows the key"];
     for (seat, well) in seats().into_iter().zip(of_both) {
@@ -552,8 +552,8 @@ fn where_it_cannot_look_it_says_so_and_exits_with_2() {
     refused(seat(), &[], "no cache is named");
     refused(
         seat(),
-        &["--config", "/nonexistent"],
-        "cannot read the settings file /nonexistent: No such file",
+        &["--config", "/nonexistent/settings.toml"],
+        "cannot read the settings file /nonexistent/settings.toml: No such file",
     );
     refused(seat(), &["--seconds", "0", "http://127.0.0.1:1"], "--seconds");
 }

@@ -67,7 +67,7 @@ impl Seat {
 
     /// On a machine that has nothing of the store yet.
     pub fn fresh(store_dir: &str) -> Self {
-        Self::new(store_dir, Path::new("/nonexistent"))
+        Self::new(store_dir, Path::new("/nonexistent/state"))
     }
 
     /// Lines of the system's nix.conf.
