@@ -437,13 +437,22 @@ pub const NAR_THREADS: usize = 8;
 /// root, so that descriptors do not grow with depth.
 pub const FOLDERS_HELD: usize = 8;
 
+/// A walk has threads ahead of it from so many folders on: to start them takes as long as to list five.
+pub const WALK_AHEAD_FROM: u32 = 64;
+
+/// Threads that list folders ahead of one walk. With the walk itself, four wait for the disk at once, or use four cores.
+pub const WALK_THREADS: usize = 3;
+
+/// Entries that are listed ahead of a walk, at some 80 bytes each: the walk is what takes less time, and is seldom behind.
+pub const WALK_AHEAD: usize = 1 << 17;
+
 const _: () = assert!(SENDFILE_MIN > 0 && FETCH_BYTES >= SENDFILE_MIN, "a fetch can hold any small file");
 const _: () = assert!(FETCH_FILES >= 1 && FOLDERS_HELD >= 1 && NAR_THREADS >= 1);
 const _: () =
     assert!(RESIDENT_FILES as u64 * RESIDENT_FILE_COST <= TURN_BYTES, "a fetch is one turn's work at most");
 const _: () = assert!(
-    (NAR_THREADS * (FOLDERS_HELD + 3)) as u64 <= DESCRIPTORS_OWN - CACHE_VOLUMES,
-    "walks hold few folders, a file and a ring"
+    (NAR_THREADS * (FOLDERS_HELD + 3) + 2 * WALK_THREADS) as u64 <= DESCRIPTORS_OWN - CACHE_VOLUMES,
+    "walks hold few folders, a file and a ring; those ahead of one, its root and a folder"
 );
 
 // The cache.

@@ -23,6 +23,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod walk;
 
 pub use cache::Generation;
 pub use damage::{Damage, Evidence};

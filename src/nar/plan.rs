@@ -1,28 +1,20 @@
 //! A tree's NAR as a plan: framing in one piece, and which file's contents go where in it.
 
-use std::ffi::CString;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, Stat, readlinkat, statat};
-use rustix::io::{Errno, retry_on_intr};
 
 use super::NarError;
 use super::pack::{Held, Pack};
-use super::tree::{Folders, Full, Kind, NodeId, ROOT, Tree};
+use super::tree::{Kind, NodeId, ROOT, Tree};
+use super::walk::{Walked, nar_name, walk};
 use crate::formats::listing::Writer;
-use crate::formats::nar;
 use crate::io::files;
 use crate::limits::{FRAMING_SENT_MAX, SENDFILE_MIN};
-
-/// What Nix on macOS adds to a name that differs from a neighbour's in case only.
-const CASE_HACK: &[u8] = b"~nix~case~hack~";
 
 /// A tree's NAR, complete but for the contents of its files. Immutable; made by one walk of the tree.
 ///
@@ -82,7 +74,7 @@ pub(super) struct Contents {
     /// How many bytes it has.
     pub(super) size: u64,
     /// How much framing comes before them.
-    framing: u64,
+    pub(super) framing: u64,
 }
 
 /// A file that is sent from the store even where the NAR has a pack.
@@ -113,7 +105,23 @@ impl Plan {
     /// # Errors
     /// Where something cannot be read or cannot be in a NAR; the error names the file.
     pub fn build(root: &Path, case_hack: bool) -> Result<Self, NarError> {
-        Builder::new(root, case_hack).build()
+        // Before the walk: a tree that is put in this one's place meanwhile must not pass for it.
+        let origin = Origin::of(root)?;
+        let Walked { mut tree, framing, contents, bytes } = walk(root, case_hack)?;
+        tree.shrink();
+        Ok(Self {
+            size: framing.len() as u64 + bytes,
+            tree,
+            framing: framing.into_boxed_slice(),
+            large: large_files(&contents),
+            contents: contents.into_boxed_slice(),
+            origin,
+            opens_at_once: files::opens_at_once(root),
+            case_hack,
+            listing: Mutex::new(Weak::<[u8; 0]>::new()),
+            pack: Mutex::new(None),
+            is_given_up: AtomicBool::new(false),
+        })
     }
 
     /// The length of the NAR in bytes.
@@ -325,180 +333,6 @@ impl Plan {
     }
 }
 
-/// One walk: folders in progress are on a stack of its own, so depth costs no call stack, and few are open.
-struct Builder<'r> {
-    root: &'r Path,
-    case_hack: bool,
-    tree: Tree,
-    framing: Vec<u8>,
-    contents: Vec<Contents>,
-    /// The sizes of all contents so far.
-    bytes: u64,
-}
-
-/// What a folder holds that is still to come.
-struct Open {
-    folder: NodeId,
-    entries: std::vec::IntoIter<Entry>,
-}
-
-struct Entry {
-    name: CString,
-    file_type: FileType,
-}
-
-impl<'r> Builder<'r> {
-    fn new(root: &'r Path, case_hack: bool) -> Self {
-        let tree = Tree::default();
-        Self { root, case_hack, tree, framing: Vec::new(), contents: Vec::new(), bytes: 0 }
-    }
-
-    fn build(mut self) -> Result<Plan, NarError> {
-        // Before the walk: a tree that is put in this one's place meanwhile must not pass for it.
-        let origin = Origin::of(self.root)?;
-        let mut folders = Folders::new(self.root);
-        let mut open = Vec::new();
-        nar::begin(&mut self.framing);
-        let root = self.root.as_os_str().as_bytes();
-        open.extend(self.add(&mut folders, None, root, FileType::Unknown)?);
-        while let Some(Open { folder, entries }) = open.last_mut() {
-            if let Some(Entry { name, file_type }) = entries.next() {
-                nar::open_entry(&mut self.framing, nar_name(name.to_bytes(), self.case_hack));
-                let folder = Some(*folder);
-                match self.add(&mut folders, folder, name.to_bytes(), file_type)? {
-                    Some(inner) => open.push(inner),
-                    None => nar::close_entry(&mut self.framing),
-                }
-            } else {
-                nar::close_directory(&mut self.framing);
-                open.pop();
-                if !open.is_empty() {
-                    nar::close_entry(&mut self.framing);
-                }
-            }
-        }
-        Ok(self.finish(origin))
-    }
-
-    fn finish(mut self, origin: Origin) -> Plan {
-        self.tree.shrink();
-        Plan {
-            size: self.framing.len() as u64 + self.bytes,
-            tree: self.tree,
-            framing: self.framing.into_boxed_slice(),
-            large: large_files(&self.contents),
-            contents: self.contents.into_boxed_slice(),
-            origin,
-            opens_at_once: files::opens_at_once(self.root),
-            case_hack: self.case_hack,
-            listing: Mutex::new(Weak::<[u8; 0]>::new()),
-            pack: Mutex::new(None),
-            is_given_up: AtomicBool::new(false),
-        }
-    }
-
-    /// Adds the entry `name` of `folder`, or the root where there is no folder; a folder comes back opened,
-    /// to be gone through.
-    fn add(
-        &mut self,
-        folders: &mut Folders<'_>,
-        folder: Option<NodeId>,
-        name: &[u8],
-        file_type: FileType,
-    ) -> Result<Option<Open>, NarError> {
-        let at = match folder {
-            Some(folder) => folders.open(&self.tree, folder).map_err(|failed| self.folder_failed(failed))?,
-            None => CWD,
-        };
-        let (parent, tree_name) = folder.map_or((ROOT, &b""[..]), |folder| (folder, name));
-        let (file_type, stat) = match file_type {
-            FileType::Directory | FileType::Symlink => (file_type, None),
-            _ => {
-                let stat = retry_on_intr(|| statat(at, name, AtFlags::SYMLINK_NOFOLLOW))
-                    .map_err(|errno| self.failed(folder, name, "look at", errno))?;
-                (FileType::from_raw_mode(stat.st_mode), Some(stat))
-            }
-        };
-        match (file_type, stat) {
-            (FileType::Directory, _) => {
-                let added = self.tree.add_folder(parent, tree_name).map_err(|full| self.too_large(full))?;
-                nar::open_directory(&mut self.framing);
-                self.list(folders, added).map(Some)
-            }
-            (FileType::Symlink, _) => {
-                let target = readlinkat(at, name, Vec::new())
-                    .map_err(|errno| self.failed(folder, name, "read the link", errno))?;
-                let target = target.to_bytes();
-                self.tree.add_symlink(parent, tree_name, target).map_err(|full| self.too_large(full))?;
-                nar::symlink(&mut self.framing, target);
-                Ok(None)
-            }
-            (FileType::RegularFile, Some(stat)) => {
-                self.add_file(parent, tree_name, &stat).map_err(|full| self.too_large(full))?;
-                Ok(None)
-            }
-            (odd, _) => Err(NarError::Odd { file: self.place(folder, name), kind: kind_name(odd) }),
-        }
-    }
-
-    fn add_file(&mut self, parent: NodeId, name: &[u8], stat: &Stat) -> Result<(), Full> {
-        // At most PLAN_NODES files: the number fits.
-        let node = self.tree.add_file(parent, name, self.contents.len() as u32)?;
-        let size = stat.st_size as u64;
-        let executable = Mode::from_raw_mode(stat.st_mode).contains(Mode::XUSR);
-        nar::open_file(&mut self.framing, executable, size);
-        let framing = self.framing.len() as u64;
-        self.contents.push(Contents { node, executable, offset: framing + self.bytes, size, framing });
-        self.bytes += size;
-        nar::close_file(&mut self.framing, size);
-        Ok(())
-    }
-
-    /// Reads the folder's names and puts them in the NAR's order.
-    fn list(&self, folders: &mut Folders<'_>, folder: NodeId) -> Result<Open, NarError> {
-        let at = folders.open(&self.tree, folder).map_err(|failed| self.folder_failed(failed))?;
-        let mut entries = read_names(at).map_err(|errno| self.list_failed(folder, errno))?;
-        let key = |entry: &Entry| nar_name(entry.name.to_bytes(), self.case_hack).to_vec();
-        if self.case_hack {
-            entries.sort_by_cached_key(key);
-            if let Some(pair) = entries.windows(2).find(|pair| key(&pair[0]) == key(&pair[1])) {
-                let name = String::from_utf8_lossy(&key(&pair[0])).into_owned();
-                return Err(NarError::Collision { folder: self.tree.path(self.root, folder), name });
-            }
-        } else {
-            entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
-        }
-        Ok(Open { folder, entries: entries.into_iter() })
-    }
-
-    /// Where an entry of `folder` is on disk.
-    fn place(&self, folder: Option<NodeId>, name: &[u8]) -> PathBuf {
-        match folder {
-            Some(folder) => self.tree.path(self.root, folder).join(std::ffi::OsStr::from_bytes(name)),
-            None => self.root.to_path_buf(),
-        }
-    }
-
-    fn failed(&self, folder: Option<NodeId>, name: &[u8], doing: &'static str, errno: Errno) -> NarError {
-        if folder.is_none() && errno == Errno::NOENT {
-            return NarError::Missing { root: self.root.to_path_buf() };
-        }
-        NarError::Unreadable { file: self.place(folder, name), doing, errno }
-    }
-
-    fn folder_failed(&self, (folder, errno): (NodeId, Errno)) -> NarError {
-        NarError::Unreadable { file: self.tree.path(self.root, folder), doing: "open", errno }
-    }
-
-    fn list_failed(&self, folder: NodeId, errno: Errno) -> NarError {
-        NarError::Unreadable { file: self.tree.path(self.root, folder), doing: "list", errno }
-    }
-
-    fn too_large(&self, Full: Full) -> NarError {
-        NarError::TooLarge { root: self.root.to_path_buf() }
-    }
-}
-
 /// Those of a NAR's files that are sent from the store even where the rest comes from a pack.
 fn large_files(contents: &[Contents]) -> Box<[Large]> {
     let mut bytes = 0;
@@ -509,32 +343,4 @@ fn large_files(contents: &[Contents]) -> Box<[Large]> {
         bytes += of.size;
     }
     large.into_boxed_slice()
-}
-
-/// The names in a folder but for `.` and `..`, in no order.
-fn read_names(folder: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
-    let mut entries = Vec::new();
-    for entry in Dir::read_from(folder)? {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            entries.push(Entry { name: entry.file_name().to_owned(), file_type: entry.file_type() });
-        }
-    }
-    Ok(entries)
-}
-
-/// A name as the NAR has it: up to the case-hack suffix, wherever in the name that is, as Nix does it.
-fn nar_name(name: &[u8], case_hack: bool) -> &[u8] {
-    let cut = if case_hack { memchr::memmem::find(name, CASE_HACK) } else { None };
-    &name[..cut.unwrap_or(name.len())]
-}
-
-fn kind_name(file_type: FileType) -> &'static str {
-    match file_type {
-        FileType::Fifo => "fifo",
-        FileType::Socket => "socket",
-        FileType::CharacterDevice => "character device",
-        FileType::BlockDevice => "block device",
-        _ => "file of an unknown kind",
-    }
 }

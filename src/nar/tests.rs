@@ -20,7 +20,7 @@ use super::{Cursor, Fetcher, NarError, Pack, Plan, Reader, Segment, nar_hash};
 use crate::formats::hash::Sha256;
 use crate::formats::listing;
 use crate::formats::nar::{Event, Parser};
-use crate::limits::{FETCH_BYTES, FETCH_FILES, SENDFILE_MIN};
+use crate::limits::{FETCH_BYTES, FETCH_FILES, SENDFILE_MIN, WALK_AHEAD_FROM};
 
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder for the test")
@@ -415,6 +415,29 @@ fn depth_costs_neither_stack_nor_descriptors_nor_path_length() {
     assert!(end > whole.len() - 200);
     assert_eq!(whole.windows(6).filter(|window| *window == b"before").count(), 2000);
     remove_deep_tree(&root);
+}
+
+#[test]
+fn many_folders_are_walked_in_order() {
+    let folder = folder();
+    let root = folder.path().join("tree");
+    for number in 0..4 * WALK_AHEAD_FROM {
+        let inner = root.join(format!("{}/{}", number % 7, number));
+        fs::create_dir_all(&inner).expect("mkdir");
+        write(&inner.join("file"), number.to_string().as_bytes());
+        symlink(format!("../{number}"), inner.join("link")).expect("symlink");
+    }
+    // The threads ahead of a walk come to other folders first each time.
+    let expected = nix_dump(&root);
+    for _ in 0..20 {
+        assert!(rest(cursor(&root)).expect("readable") == expected);
+    }
+    let fifo = root.join("6/202/fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    for _ in 0..20 {
+        let refused = Plan::build(&root, false).expect_err("a fifo");
+        assert_eq!(refused, NarError::Odd { file: fifo.clone(), kind: "fifo" });
+    }
 }
 
 #[test]
