@@ -1,6 +1,6 @@
 //! The event loop: lanes (connections), each of which asks the workload for its next request.
 //!
-//! One thread. A request that is late because its lane was busy, or because the server stalled, is late by the
+//! One thread a run. A request that is late because its lane was busy, or because the server stalled, is late by the
 //! histogram too: latency counts from when the request was due.
 
 use std::cmp::Reverse;

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use crate::catalogue::{self, CatalogueError, Nar, Source};
@@ -13,7 +14,7 @@ use crate::process::{Tree, own_cpu};
 use crate::random::Random;
 use crate::scenarios::churn::Churn;
 use crate::scenarios::closure::{self, Closure};
-use crate::scenarios::cold::drop_caches;
+use crate::scenarios::cold::{Streams, drop_caches};
 use crate::scenarios::crowd::{Beside, Crowd};
 use crate::scenarios::nar::Nars;
 use crate::scenarios::queries::{Queries, Subject};
@@ -266,11 +267,8 @@ impl Session {
                 let crowd = Crowd::Slow { read_rate, send_rate: SLOW_SENDER };
                 Box::new(Beside::new(queries, lanes, crowd, slow, self.largest_first(), None))
             }
-            Scenario::Cold { streams, stream_rate } => {
-                let queries = self.queries(scenario, self.hits(), lanes);
-                let crowd = Crowd::Streams { rate: stream_rate };
-                Box::new(Beside::new(queries, lanes, crowd, streams, self.largest_first(), None))
-            }
+            // What is beside them has a thread of its own.
+            Scenario::Cold { .. } => Box::new(self.queries(scenario, self.hits(), lanes)),
             Scenario::Churn => {
                 let folder = self.store().ok_or(MeasureError::NoStore)?;
                 let others = Queries::new(self.hits(), lanes, random.clone());
@@ -291,21 +289,49 @@ impl Session {
         let bounds = self.bounds(&scenario);
         let store = self.store();
         let dropped = drop_caches(store.as_deref());
-        let mut alone = self.queries(&scenario, self.hits(), lanes);
-        let mut first = self.measure("cold, alone".to_owned(), lanes, &mut alone, bounds, tell)?;
+        let mut alone = self.workload(&scenario, lanes)?;
+        let mut first = self.measure("cold, alone".to_owned(), lanes, alone.as_mut(), bounds, tell)?;
         first.notes.push(dropped);
         if first.interrupted {
             return Ok(vec![first]);
         }
         let dropped = drop_caches(store.as_deref());
-        let mut beside = self.workload(&scenario, lanes)?;
         let name = format!("cold, beside {streams} NARs");
-        let mut second = self.measure(name, lanes, beside.as_mut(), bounds, tell)?;
+        let crowd = Streams::new(streams, stream_rate, self.largest_first());
+        let mut second = self.beside(crowd, || {
+            self.measure(name, lanes, self.workload(&scenario, lanes)?.as_mut(), bounds, tell)
+        })?;
         second.notes.push(dropped);
         let p99 = |run: &Run| run.series[0].percentile_us(0.99);
         let (alone, beside) = (p99(&first), p99(&second));
         second.notes.push(format!("narinfo p99 {:.2} × that without NARs", beside / alone.max(1e-3)));
         Ok(vec![first, second])
+    }
+
+    /// Measures while NARs stream, which a thread of its own receives: what it takes to drop a megabyte at once must not
+    /// count in the latency of what is measured.
+    fn beside(
+        &self,
+        mut crowd: Streams,
+        measure: impl FnOnce() -> Result<Run, MeasureError>,
+    ) -> Result<Run, MeasureError> {
+        let is_over = AtomicBool::new(false);
+        let bounds = Bounds { duration: ENDING, requests: u64::MAX, timeout: self.settings.timeout };
+        thread::scope(|scope| {
+            let streaming = scope.spawn(|| {
+                engine::run(&self.target, &mut crowd, bounds, &is_over, &mut |_| ()).map(|run| (run, crowd))
+            });
+            let run = measure();
+            is_over.store(true, Ordering::Relaxed);
+            let streamed = streaming.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let (mut run, (streamed, mut crowd)) = (run?, streamed?);
+            run.series.extend(streamed.series);
+            run.opened += streamed.opened;
+            run.reconnects += streamed.reconnects;
+            run.wrong += streamed.wrong;
+            run.notes.extend(crowd.notes());
+            Ok(run)
+        })
     }
 
     fn largest_first(&self) -> Arc<[Nar]> {

@@ -232,6 +232,22 @@ fn crowds_do_not_count_and_do_not_hang() {
 }
 
 #[test]
+fn nars_that_stream_beside_are_received_by_another_thread() {
+    let (url, folder) = (Cache::new().serve(), tempfile::tempdir().unwrap());
+    let paths = list(folder.path());
+    let arguments = ["cold", "--target", &url, "--paths", &paths, "--rate", "50", "--duration", "1"];
+    let json = measured(folder.path(), &arguments);
+    let runs = json["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2, "{json:#}");
+    assert_eq!(runs[0]["series"].as_array().unwrap().len(), 1, "alone");
+    let beside = &runs[1]["series"];
+    assert_eq!(beside[0]["requests"], 50, "{json:#}");
+    assert_eq!((beside[1]["name"].as_str(), beside[1]["requests"].as_u64()), (Some("streams"), Some(0)));
+    assert!(beside[1]["bytes"].as_u64().unwrap() >= 300_000, "each NAR at least once: {json:#}");
+    assert_eq!(runs[1]["errors"], 0);
+}
+
+#[test]
 fn wrong_bytes_fail() {
     let folder = tempfile::tempdir().unwrap();
     let paths = list(folder.path());

@@ -1,5 +1,5 @@
 //! Normal requests beside a crowd: `idle` (thousands of kept-alive connections), `slow` (slow readers and slow
-//! senders), `cold` (NARs that stream at a fixed pace).
+//! senders).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +28,6 @@ pub enum Crowd {
     Idle,
     /// Half read NARs at `read_rate`, half send their requests at `send_rate`, in bytes a second.
     Slow { read_rate: u64, send_rate: u64 },
-    /// Each streams NARs, one after the other, at this many bytes a second.
-    Streams { rate: u64 },
 }
 
 /// Queries on the first lanes, a crowd on the rest.
@@ -102,7 +100,6 @@ impl Beside {
                 ..Job::get(CROWD, "nix-cache-info".to_owned())
             }),
             Crowd::Slow { read_rate, .. } => self.stream(read_rate),
-            Crowd::Streams { rate } => self.stream(rate),
         }
     }
 
@@ -140,7 +137,6 @@ impl Workload for Beside {
         let crowd = match self.crowd {
             Crowd::Idle => "idle",
             Crowd::Slow { .. } => "slow",
-            Crowd::Streams { .. } => "streams",
         };
         let mut series = self.queries.series();
         series.push(crowd);
@@ -171,11 +167,6 @@ impl Workload for Beside {
             }
             // A server may well show such clients the door.
             Crowd::Slow { .. } => self.failed += u64::from(!well),
-            Crowd::Streams { .. } => {
-                if let Err(failure) = outcome {
-                    return Judged::Bad(failure.kind()).into();
-                }
-            }
         }
         Judged::Quiet.into()
     }
@@ -210,7 +201,6 @@ impl Workload for Beside {
                     self.served, self.failed
                 )]
             }
-            Crowd::Streams { .. } => vec![format!("{} NARs streamed whole beside", self.served)],
         }
     }
 }
