@@ -175,7 +175,7 @@ impl<'r> Ahead<'r> {
 
     /// Wakes the threads that have nothing to do, if there is something.
     fn wake_idle(&self, known: &Known) {
-        if known.idle > 0 && (known.is_over || known.has_room_for_more()) {
+        if known.idle > 0 && known.has_room_for_more() {
             self.to_do.notify_all();
         }
     }
