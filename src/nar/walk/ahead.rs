@@ -29,6 +29,8 @@ pub(super) struct Ahead<'r> {
     root: &'r Path,
     /// Its folder, for what is listed below it, once there are threads.
     folder: OnceLock<OwnedFd>,
+    /// What lets it have threads. The last of them may end after the walk, but not after this.
+    turn: OnceLock<Turn>,
     case_hack: bool,
     known: Mutex<Known>,
     /// Told when there is something to do for a thread, or nothing any more.
@@ -84,6 +86,7 @@ impl<'r> Ahead<'r> {
         Self {
             root,
             folder: OnceLock::new(),
+            turn: OnceLock::new(),
             case_hack,
             known: Mutex::new(known),
             to_do: Condvar::new(),
@@ -265,27 +268,31 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// The threads that go ahead of one walk, if it has any. What they do is over when this is dropped.
+/// The threads that go ahead of one walk, if it has any. When this is dropped, they begin nothing more.
 pub(super) struct Threads<'scope, 'env> {
     ahead: &'scope Ahead<'scope>,
     scope: &'scope Scope<'scope, 'env>,
-    /// `None` before the tree has turned out to be large; no turn where another walk has it.
-    started: Option<Option<Turn>>,
+    /// Whether the tree has turned out to be large; there are none even so where another walk has them.
+    is_large: bool,
 }
 
 impl<'scope, 'env> Threads<'scope, 'env> {
     /// None so far; they will be of `scope`.
     pub(super) fn new(ahead: &'scope Ahead<'scope>, scope: &'scope Scope<'scope, 'env>) -> Self {
-        Self { ahead, scope, started: None }
+        Self { ahead, scope, is_large: false }
     }
 
     /// Starts them, if the walk has come to folder `number` and the tree is so large that they are worth it.
     pub(super) fn start_if_large(&mut self, number: Number) {
-        if number < WALK_AHEAD_FROM || self.started.is_some() {
+        if number < WALK_AHEAD_FROM || self.is_large {
             return;
         }
-        let turn = Turn::take().filter(|_| self.ahead.hold_root());
-        for _ in 0..turn.as_ref().map_or(0, |_| WALK_THREADS) {
+        self.is_large = true;
+        let Some(turn) = Turn::take() else { return };
+        if !self.ahead.hold_root() || self.ahead.turn.set(turn).is_err() {
+            return;
+        }
+        for _ in 0..WALK_THREADS {
             let ahead = self.ahead;
             let thread = thread::Builder::new().name("walk".to_owned());
             if thread.spawn_scoped(self.scope, || ahead.run()).is_err() {
@@ -293,7 +300,6 @@ impl<'scope, 'env> Threads<'scope, 'env> {
                 break;
             }
         }
-        self.started = Some(turn);
     }
 }
 
@@ -380,6 +386,22 @@ mod tests {
             };
             let path = root.path().join(String::from_utf8(path).expect("a name"));
             assert_eq!(listed.listing.len(), fs::read_dir(path).expect("it is there").count());
+        }
+    }
+
+    #[test]
+    fn no_other_walk_has_threads_before_the_last_has_ended() {
+        let root = tree(1);
+        for _ in 0..100 {
+            let ahead = Ahead::new(root.path(), false);
+            thread::scope(|scope| {
+                let mut threads = Threads::new(&ahead, scope);
+                threads.start_if_large(WALK_AHEAD_FROM);
+                let has_turn = ahead.turn.get().is_some();
+                drop(threads);
+                // The walk is over, and waits for its threads at the end of the scope.
+                assert!(!has_turn || Turn::take().is_none());
+            });
         }
     }
 
