@@ -298,7 +298,7 @@ impl Session {
         let dropped = drop_caches(store.as_deref());
         let name = format!("cold, beside {streams} NARs");
         let crowd = Streams::new(streams, stream_rate, self.largest_first());
-        let mut second = self.beside(crowd, || {
+        let mut second = self.beside(crowd, bounds, || {
             self.measure(name, lanes, self.workload(&scenario, lanes)?.as_mut(), bounds, tell)
         })?;
         second.notes.push(dropped);
@@ -308,21 +308,24 @@ impl Session {
         Ok(vec![first, second])
     }
 
-    /// Measures while NARs stream, which a thread of its own receives: what it takes to drop a megabyte at once must not
-    /// count in the latency of what is measured.
+    /// Measures, within `bounds`, while NARs stream, which a thread of its own receives: what it takes to drop a megabyte
+    /// at once must not count in the latency of what is measured.
     fn beside(
         &self,
         mut crowd: Streams,
+        bounds: Bounds,
         measure: impl FnOnce() -> Result<Run, MeasureError>,
     ) -> Result<Run, MeasureError> {
         let is_over = AtomicBool::new(false);
-        let bounds = Bounds { duration: ENDING, requests: u64::MAX, timeout: self.settings.timeout };
+        let bounds = outlasting(bounds);
         thread::scope(|scope| {
             let streaming = scope.spawn(|| {
                 engine::run(&self.target, &mut crowd, bounds, &is_over, &mut |_| ()).map(|run| (run, crowd))
             });
-            let run = measure();
-            is_over.store(true, Ordering::Relaxed);
+            let run = {
+                let _over = Over(&is_over);
+                measure()
+            };
             let streamed = streaming.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let (mut run, (streamed, mut crowd)) = (run?, streamed?);
             run.series.extend(streamed.series);
@@ -374,5 +377,57 @@ impl Session {
             notes: workload.notes(),
             interrupted: measured.interrupted,
         })
+    }
+}
+
+/// Says that something is over when it is dropped, also by a panic: the scope of a thread would wait for it.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The bounds of what goes on beside a run of these bounds until that is over, however long it is.
+fn outlasting(bounds: Bounds) -> Bounds {
+    Bounds { duration: bounds.duration.saturating_add(ENDING), requests: u64::MAX, ..bounds }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn streams_go_on_as_long_as_what_they_are_beside() {
+        let hours = Bounds { duration: 10 * ENDING, requests: 5, timeout: Duration::from_secs(1) };
+        assert!(outlasting(hours).duration > hours.duration && outlasting(hours).requests == u64::MAX);
+    }
+
+    #[test]
+    fn streams_end_where_the_measuring_panics() {
+        let settings = Settings {
+            source: None,
+            limit: 1,
+            connections: Vec::new(),
+            duration: None,
+            requests: None,
+            rate: None,
+            passes: None,
+            verify: false,
+            seed: 0,
+            timeout: Duration::from_secs(1),
+        };
+        // Nobody listens there: its one stream tries again and again.
+        let target = Target::parse("http://127.0.0.1:1").unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let session = Session { target, tree: None, settings, stop, hashes: Vec::new(), nars: Arc::from([]) };
+        let nar = Nar { url: "nar/x".to_owned(), size: None, sha256: None, packed: None };
+        let crowd = Streams::new(1, 1 << 20, Arc::from([nar]));
+        let bounds = session.bounds(&Scenario::Cold { streams: 1, stream_rate: 1 << 20 });
+        let ended =
+            catch_unwind(AssertUnwindSafe(|| session.beside(crowd, bounds, || panic!("as it measured"))));
+        assert!(ended.is_err());
     }
 }

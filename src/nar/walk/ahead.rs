@@ -29,6 +29,8 @@ pub(super) struct Ahead<'r> {
     root: &'r Path,
     /// Its folder, for what is listed below it, once there are threads.
     folder: OnceLock<OwnedFd>,
+    /// What lets it have threads. The last of them may end after the walk, but not after this.
+    turn: OnceLock<Turn>,
     case_hack: bool,
     known: Mutex<Known>,
     /// Told when there is something to do for a thread, or nothing any more.
@@ -84,6 +86,7 @@ impl<'r> Ahead<'r> {
         Self {
             root,
             folder: OnceLock::new(),
+            turn: OnceLock::new(),
             case_hack,
             known: Mutex::new(known),
             to_do: Condvar::new(),
@@ -167,10 +170,11 @@ impl<'r> Ahead<'r> {
         }
     }
 
-    /// Opens the root for what is listed below it; whether it could.
+    /// Opens the root for what is listed below it; whether it could, and the system opens a folder below it in one call.
     fn hold_root(&self) -> bool {
-        let opened = files::open_folder(self.root, Wait::Allowed);
-        opened.is_ok_and(|folder| self.folder.set(folder).is_ok())
+        let Ok(root) = files::open_folder(self.root, Wait::Allowed) else { return false };
+        // Where it does not, threads would be woken for every folder only to fail.
+        files::open_below(root.as_fd(), b".", Wait::Allowed).is_ok() && self.folder.set(root).is_ok()
     }
 
     /// Wakes the threads that have nothing to do, if there is something.
@@ -265,27 +269,31 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// The threads that go ahead of one walk, if it has any. What they do is over when this is dropped.
+/// The threads that go ahead of one walk, if it has any. When this is dropped, they begin nothing more.
 pub(super) struct Threads<'scope, 'env> {
     ahead: &'scope Ahead<'scope>,
     scope: &'scope Scope<'scope, 'env>,
-    /// `None` before the tree has turned out to be large; no turn where another walk has it.
-    started: Option<Option<Turn>>,
+    /// Whether the tree has turned out to be large; there are none even so where another walk has them.
+    is_large: bool,
 }
 
 impl<'scope, 'env> Threads<'scope, 'env> {
     /// None so far; they will be of `scope`.
     pub(super) fn new(ahead: &'scope Ahead<'scope>, scope: &'scope Scope<'scope, 'env>) -> Self {
-        Self { ahead, scope, started: None }
+        Self { ahead, scope, is_large: false }
     }
 
     /// Starts them, if the walk has come to folder `number` and the tree is so large that they are worth it.
     pub(super) fn start_if_large(&mut self, number: Number) {
-        if number < WALK_AHEAD_FROM || self.started.is_some() {
+        if number < WALK_AHEAD_FROM || self.is_large {
             return;
         }
-        let turn = Turn::take().filter(|_| self.ahead.hold_root());
-        for _ in 0..turn.as_ref().map_or(0, |_| WALK_THREADS) {
+        self.is_large = true;
+        let Some(turn) = Turn::take() else { return };
+        if !self.ahead.hold_root() || self.ahead.turn.set(turn).is_err() {
+            return;
+        }
+        for _ in 0..WALK_THREADS {
             let ahead = self.ahead;
             let thread = thread::Builder::new().name("walk".to_owned());
             if thread.spawn_scoped(self.scope, || ahead.run()).is_err() {
@@ -293,7 +301,6 @@ impl<'scope, 'env> Threads<'scope, 'env> {
                 break;
             }
         }
-        self.started = Some(turn);
     }
 }
 
@@ -340,15 +347,20 @@ mod tests {
         root
     }
 
-    /// What threads that have no walk to be ahead of have done of a tree.
-    fn listed_by_threads<'r>(root: &'r Path, until: impl Fn(&Known) -> bool) -> Ahead<'r> {
+    /// What threads that have no walk to be ahead of have done of a tree; `None` on a system that has no threads ahead.
+    fn listed_by_threads<'r>(root: &'r Path, until: impl Fn(&Known) -> bool) -> Option<Ahead<'r>> {
         let ahead = Ahead::new(root, false);
         let listed = ahead.listing(ROOT, || {
             let folder = Dir::new(files::open_folder(root, Wait::Allowed).expect("a folder"));
             Listing::read(folder.expect("a folder"), false)
         });
         assert_eq!(listed.expect("readable").first_folder, 1);
-        assert!(ahead.hold_root());
+        let folder = files::open_folder(root, Wait::Allowed).expect("a folder");
+        let is_possible = files::open_below(folder.as_fd(), b"0", Wait::Allowed).is_ok();
+        assert_eq!(ahead.hold_root(), is_possible);
+        if !is_possible {
+            return None;
+        }
         thread::scope(|scope| {
             for _ in 0..WALK_THREADS {
                 scope.spawn(|| ahead.run());
@@ -358,7 +370,7 @@ mod tests {
             }
             drop(Threads::new(&ahead, scope));
         });
-        ahead
+        Some(ahead)
     }
 
     /// Nothing is to be done, and nobody does anything.
@@ -369,7 +381,7 @@ mod tests {
     #[test]
     fn threads_list_a_whole_tree_once() {
         let root = tree(100);
-        let ahead = listed_by_threads(root.path(), all_idle);
+        let Some(ahead) = listed_by_threads(root.path(), all_idle) else { return };
         let mut known = ahead.known();
         assert_eq!((known.folders.len(), known.entries), (1 + 3 + 15 + 100, 15 + 100 + 100));
         for number in 1..known.folders.len() as Number {
@@ -384,10 +396,26 @@ mod tests {
     }
 
     #[test]
+    fn no_other_walk_has_threads_before_the_last_has_ended() {
+        let root = tree(1);
+        for _ in 0..100 {
+            let ahead = Ahead::new(root.path(), false);
+            thread::scope(|scope| {
+                let mut threads = Threads::new(&ahead, scope);
+                threads.start_if_large(WALK_AHEAD_FROM);
+                let has_turn = ahead.turn.get().is_some();
+                drop(threads);
+                // The walk is over, and waits for its threads at the end of the scope.
+                assert!(!has_turn || Turn::take().is_none());
+            });
+        }
+    }
+
+    #[test]
     fn what_threads_cannot_list_is_the_walks() {
         let root = tree(10);
         std::os::unix::net::UnixListener::bind(root.path().join("0/socket")).expect("bound");
-        let ahead = listed_by_threads(root.path(), all_idle);
+        let Some(ahead) = listed_by_threads(root.path(), all_idle) else { return };
         let mut known = ahead.known();
         assert!(matches!(known.stage(1), Stage::TheWalks), "a socket is in it");
         assert!(matches!(known.stage(2), Stage::Listed(_)) && matches!(known.stage(3), Stage::Listed(_)));
