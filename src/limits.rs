@@ -443,7 +443,8 @@ pub const WALK_AHEAD_FROM: u32 = 64;
 /// Threads that list folders ahead of one walk. With the walk itself, four wait for the disk at once, or use four cores.
 pub const WALK_THREADS: usize = 3;
 
-/// Entries that are listed ahead of a walk, at some 80 bytes each: the walk is what takes less time, and is seldom behind.
+/// Entries that are listed ahead of a walk, at some 80 bytes each, and the targets of links: the walk is what takes less time, and
+/// is seldom behind.
 pub const WALK_AHEAD: usize = 1 << 17;
 
 const _: () = assert!(SENDFILE_MIN > 0 && FETCH_BYTES >= SENDFILE_MIN, "a fetch can hold any small file");

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{CWD, Dir, FileType};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use self::ahead::{Ahead, Listed, Number, Threads};
 pub(super) use self::list::nar_name;
@@ -123,7 +123,9 @@ impl Walk<'_> {
         let Listed { listing, first_folder } = ahead.listing(number, || {
             let at = folders.open(&self.walked.tree, node);
             let at = at.map_err(|(failed, errno)| self.unreadable(failed, "open", errno))?;
-            let folder = Dir::read_from(at).map_err(Fault::List);
+            // A second descriptor, which is read to its end here. To open "." anew would take a permission more than the
+            // threads ahead need, and two calls.
+            let folder = fcntl_dupfd_cloexec(at, 0).and_then(Dir::new).map_err(Fault::List);
             let listing = folder.and_then(|folder| Listing::read(folder, self.case_hack));
             listing.map_err(|fault| fault.in_folder(self.place(node)))
         })?;
