@@ -63,21 +63,20 @@ impl Walk<'_> {
         nar::begin(&mut self.walked.framing);
         let root = self.root.as_os_str().as_encoded_bytes();
         let found = list::look(CWD, root, FileType::Unknown);
-        match found.map_err(|fault| fault.of_root(self.root))? {
-            (What::Folder, _) => self.folders(),
-            (found, target) => {
-                self.walked.add(ROOT, b"", found, &target).map_err(|full| self.too_large(full))
-            }
+        let (what, target) = found.map_err(|fault| fault.of_root(self.root))?;
+        match self.add(ROOT, b"", what, &target)? {
+            Some(folder) => self.go_through(folder),
+            None => Ok(()),
         }
     }
 
-    fn folders(&mut self) -> Result<(), NarError> {
+    /// Adds all that is in the root, which is a folder.
+    fn go_through(&mut self, root: NodeId) -> Result<(), NarError> {
         let ahead = Ahead::new(self.root, self.case_hack);
         thread::scope(|scope| {
             let mut threads = Threads::new(&ahead, scope);
             let mut folders = Folders::new(self.root);
-            let node = self.walked.add_folder(ROOT, b"").map_err(|full| self.too_large(full))?;
-            let mut open = vec![self.open(&ahead, ahead::ROOT, &mut folders, node)?];
+            let mut open = vec![self.open(&ahead, ahead::ROOT, &mut folders, root)?];
             while let Some(folder) = open.last_mut() {
                 if let Some((number, node)) = self.go_on(folder)? {
                     threads.start_if_large(number);
@@ -99,14 +98,11 @@ impl Walk<'_> {
         while let Some((name, what, target)) = folder.listing.get(folder.added) {
             folder.added += 1;
             nar::open_entry(&mut self.walked.framing, nar_name(name, self.case_hack));
-            if let What::Folder = what {
-                let node = self.walked.add_folder(folder.node, name).map_err(|full| self.too_large(full))?;
+            if let Some(node) = self.add(folder.node, name, what, target)? {
                 let number = folder.next_folder;
                 folder.next_folder += 1;
                 return Ok(Some((number, node)));
             }
-            let added = self.walked.add(folder.node, name, what, target);
-            added.map_err(|full| self.too_large(full))?;
             nar::close_entry(&mut self.walked.framing);
         }
         Ok(None)
@@ -140,26 +136,37 @@ impl Walk<'_> {
         NarError::Unreadable { file: self.place(node), doing, errno }
     }
 
-    fn too_large(&self, Full: Full) -> NarError {
-        NarError::TooLarge { root: self.root.to_path_buf() }
+    /// See [`Walked::add`].
+    fn add(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        what: What,
+        target: &[u8],
+    ) -> Result<Option<NodeId>, NarError> {
+        let added = self.walked.add(parent, name, what, target);
+        added.map_err(|Full| NarError::TooLarge { root: self.root.to_path_buf() })
     }
 }
 
 impl Walked {
-    fn add_folder(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, Full> {
-        let node = self.tree.add_folder(parent, name)?;
-        nar::open_directory(&mut self.framing);
-        Ok(node)
-    }
-
-    /// Adds what is not a folder.
-    fn add(&mut self, parent: NodeId, name: &[u8], what: What, target: &[u8]) -> Result<(), Full> {
+    /// Adds a node. A folder's number comes back: what is in it, and its end, are still to come.
+    fn add(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        what: What,
+        target: &[u8],
+    ) -> Result<Option<NodeId>, Full> {
         match what {
-            What::Folder => self.add_folder(parent, name).map(drop),
+            What::Folder => {
+                let node = self.tree.add_folder(parent, name)?;
+                nar::open_directory(&mut self.framing);
+                return Ok(Some(node));
+            }
             What::Symlink => {
                 self.tree.add_symlink(parent, name, target)?;
                 nar::symlink(&mut self.framing, target);
-                Ok(())
             }
             What::File { size, executable } => {
                 // At most PLAN_NODES files: the number fits.
@@ -175,8 +182,8 @@ impl Walked {
                 });
                 self.bytes += size;
                 nar::close_file(&mut self.framing, size);
-                Ok(())
             }
         }
+        Ok(None)
     }
 }
